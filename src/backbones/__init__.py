@@ -1,0 +1,88 @@
+"""Backbones by name: our ResNets, and every model of timm.
+
+A backbone maps (n, 3, h, w) to (n, F) and knows F as its attribute ``feature_width``.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.backbones.resnet import RESNETS, ResNet, initialize
+from src.errors import UserError
+
+__all__ = ["create_backbone", "feature_width", "forward_by_size", "initialize"]
+
+
+def create_backbone(
+    name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0
+) -> nn.Module:
+    """Builds a backbone with fresh weights; call :func:`initialize` on the finished network.
+
+    Args:
+        name: ``resnet18/34/50/101/152``, ``resnet50w2/w4/w5``, or any model name of timm.
+        width: further factor on the channels of our ResNets (0.25: a network a CPU can train).
+        stem: ``imagenet`` (7x7 stride 2, max pool) or ``small`` (3x3, no pool); our ResNets only.
+        drop_path: stochastic depth, for timm models that know it.
+
+    Raises UserError for an unknown name or an option that the model does not have.
+    """
+    if stem not in ("imagenet", "small"):
+        raise UserError(f"unknown stem {stem!r}: expected imagenet or small")
+    if name in RESNETS:
+        if width <= 0:
+            raise UserError(f"the width of a network must be positive, got {width}")
+        if drop_path:
+            raise UserError(f"{name} has no stochastic depth; use a timm model, or drop_path 0")
+        block, depths, own_width = RESNETS[name]
+        return ResNet(block, depths, own_width * width, small_stem=stem == "small")
+    if width != 1.0 or stem != "imagenet":
+        raise UserError(f"width and stem are options of our ResNets, not of {name!r}")
+    return _timm_backbone(name, drop_path)
+
+
+def _timm_backbone(name: str, drop_path: float) -> nn.Module:
+    import timm  # takes a second to import, and most runs do not need it
+
+    if not timm.is_model(name):
+        known = [*RESNETS, *timm.list_models()]
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise UserError(f"unknown backbone {name!r}{hint} (ours: {', '.join(RESNETS)}; or any timm name)")
+    options = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:  # only transformers take other image sizes by an option; convolutions always do
+        model = timm.create_model(name, num_classes=0, **options)
+    # MobileNetV3 has a layer after pooling whose width `num_features` does not tell
+    model.feature_width = getattr(model, "head_hidden_size", None) or model.num_features
+    return model
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """Number of features F of a backbone's output."""
+    width = backbone.feature_width
+    assert isinstance(width, int)
+    return width
+
+
+def forward_by_size(backbone: nn.Module, crops: Sequence[Tensor]) -> Tensor:
+    """One forward pass for each run of equally large crops (Caron et al. 2020, section 3.3).
+
+    Batch-norm statistics are therefore those of one resolution, and running statistics are updated once for each.
+
+    Args:
+        backbone: (n, 3, s, s) -> (n, F).
+        crops: V tensors (B, 3, s_v, s_v). Neighbours of equal size are joined; order is kept.
+
+    Returns:
+        (V*B, F), crop-major: crop v of image b is row v*B + b.
+    """
+    outputs: list[Tensor] = []
+    first = 0
+    for end in range(1, len(crops) + 1):
+        if end == len(crops) or crops[end].shape[-1] != crops[first].shape[-1]:
+            outputs.append(backbone(torch.cat(list(crops[first:end]))))
+            first = end
+    return torch.cat(outputs)

@@ -1,0 +1,36 @@
+"""Learning rates and other schedules: pure functions of where training is, so that a resume needs no state."""
+
+import bisect
+import math
+from collections.abc import Sequence
+
+
+def warmup_cosine(
+    step: int, *, total: int, warmup: int = 0, start: float = 0.0, base: float, final: float = 0.0
+) -> float:
+    """Linear warm-up, then half a cosine (Loshchilov & Hutter 2017), in steps (or epochs) counted from zero.
+
+    The warm-up has ``warmup`` evenly spaced values from ``start`` to ``base``, both included; the cosine starts at
+    ``base`` again, so that value is used twice, and stops one step short of ``final``. These are the end points of
+    the published SwAV runs.
+
+    Args:
+        step: 0 <= step; past ``total`` the schedule stays at ``final``.
+        total: number of steps of the whole schedule, warm-up included.
+        warmup: number of warm-up steps.
+        start, base, final: first warm-up value, peak, and the limit of the cosine.
+    """
+    if step < warmup:
+        if warmup == 1:
+            return float(start)
+        if step == warmup - 1:
+            return float(base)
+        return start + step * ((base - start) / (warmup - 1))
+    if step >= total:
+        return float(final)
+    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def multistep(epoch: int, *, base: float, milestones: Sequence[int], gamma: float) -> float:
+    """``base * gamma ** (number of milestones reached)``; a milestone counts from its own epoch on."""
+    return base * gamma ** bisect.bisect_right(sorted(milestones), epoch)
