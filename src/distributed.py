@@ -111,8 +111,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     index = local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise UserError(
-            f"local rank {index} has no GPU: {torch.cuda.device_count()} visible; "
-            "start at most one process per GPU"
+            f"local rank {index} has no GPU: {torch.cuda.device_count()} visible; start at most one process per GPU"
         )
     return torch.device("cuda", index)
 

@@ -64,9 +64,7 @@ def process_group_of(group_size: int) -> dist.ProcessGroup | None:
         return None
     if world % group_size:
         raise UserError(f"--syncbn_process_group_size {group_size} does not divide the {world} processes")
-    groups = [
-        dist.new_group(list(range(first, first + group_size))) for first in range(0, world, group_size)
-    ]
+    groups = [dist.new_group(list(range(first, first + group_size))) for first in range(0, world, group_size)]
     return groups[distributed.rank() // group_size]
 
 

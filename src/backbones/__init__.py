@@ -15,9 +15,7 @@ from src.errors import UserError
 __all__ = ["create_backbone", "feature_width", "forward_by_size", "initialize"]
 
 
-def create_backbone(
-    name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0
-) -> nn.Module:
+def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0) -> nn.Module:
     """Builds a backbone with fresh weights; call :func:`initialize` on the finished network.
 
     Args:

@@ -32,6 +32,11 @@ class LARC(torch.optim.SGD):
         eps: keeps the denominator away from zero.
     """
 
+    # A loss scaler then hands over `found_inf`, a flag on the device, instead of waiting to read it itself
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
+    grad_scale: Tensor | None = None
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -53,6 +58,7 @@ class LARC(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        assert self.grad_scale is None, "unscale the gradients first: their norms count"
         for group in self.param_groups:
             self._step_group(group)
         return loss
@@ -62,6 +68,12 @@ class LARC(torch.optim.SGD):
         if not params:
             return
         grads = self._rescaled_gradients(params, group)
+        momentum, minus_lr = group["momentum"], -group["lr"]
+        if self.found_inf is not None:  # an overflow leaves weights and momentum as they are, without a sync
+            skip = self.found_inf.bool()
+            grads = [torch.where(skip, 0.0, grad) for grad in grads]
+            momentum = torch.where(skip, 1.0, momentum)
+            minus_lr = torch.where(skip, 0.0, minus_lr)
         old = [i for i, p in enumerate(params) if "momentum_buffer" in self.state[p]]
         known = set(old)
         for i, p in enumerate(params):
@@ -69,9 +81,10 @@ class LARC(torch.optim.SGD):
                 self.state[p]["momentum_buffer"] = grads[i]
         if old:
             buffers = [self.state[params[i]]["momentum_buffer"] for i in old]
-            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_mul_(buffers, momentum)
             torch._foreach_add_(buffers, [grads[i] for i in old])
-        torch._foreach_add_(params, [self.state[p]["momentum_buffer"] for p in params], alpha=-group["lr"])
+        updates = torch._foreach_mul([self.state[p]["momentum_buffer"] for p in params], minus_lr)
+        torch._foreach_add_(params, updates)
 
     def _rescaled_gradients(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """New tensors ``a * (g + weight_decay * w)``; the gradients themselves are left alone."""

@@ -1,0 +1,278 @@
+"""Pre-trains a network with SwAV (Caron et al. 2020, arXiv 2006.09882).
+
+    torchrun --nproc_per_node=8 main_swav.py --data_path /path/to/imagenet/train --epochs 400 --base_lr 0.6 ...
+
+The defaults of the flags are the published ones. Everything about the method is in src/methods/swav.py.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from src import cli, distributed, sync_bn
+from src.backbones import create_backbone
+from src.checkpoint import CheckpointStore
+from src.clock import Clock
+from src.data.datasets import FirstImages, find_val_beside, open_images, refuse_split_root, require_labels
+from src.data.loading import ResumableBatches, ToDevice, ViewDataset, make_loader
+from src.data.views import CentreView, RandomView, multi_crop
+from src.errors import UserError
+from src.evaluation.knn import EvenlySpread, KNNEvaluation
+from src.methods.swav import SwAV, rows_per_rank
+from src.monitor import Monitor, number
+from src.optim.larc import LARC
+from src.optim.schedules import warmup_cosine
+from src.training import Training, choose_precision
+
+
+def build_parser() -> cli.Parser:
+    parser = cli.Parser("Pre-trains a network with SwAV.")
+    cli.add_data_arguments(parser, "the training images: a folder (for ImageNet its train), or a set's root")
+    parser.add_argument("--size_dataset", type=int, default=-1, help="use the first so many images; -1 = all")
+
+    crops = parser.add_argument_group("views (one entry for each resolution)")
+    crops.add_argument("--nmb_crops", type=int, nargs="+", default=[2], help="crops; the paper uses 2 6")
+    crops.add_argument("--size_crops", type=int, nargs="+", default=[224], help="pixels; the paper uses 224 96")
+    crops.add_argument("--min_scale_crops", type=float, nargs="+", default=[0.14], help="least share of the area")
+    crops.add_argument("--max_scale_crops", type=float, nargs="+", default=[1.0], help="largest share of the area")
+    crops.add_argument("--jitter_strength", type=float, default=1.0, help="of the colours; 0.5 suits small images")
+    crops.add_argument("--blur", type=float, default=0.5, help="probability; 0 suits images of some 32 pixels")
+
+    cli.add_backbone_arguments(parser)
+    parser.add_argument("--zero_init_residual", type=cli.boolean, default=False, help="residual branches start at zero")
+
+    swav = parser.add_argument_group("SwAV")
+    swav.add_argument("--crops_for_assign", type=int, nargs="+", default=[0, 1], help="crops assigned to prototypes")
+    swav.add_argument("--temperature", type=float, default=0.1, help="of the predictions")
+    swav.add_argument("--epsilon", type=float, default=0.05, help="Sinkhorn's; lower (0.03) if the loss stays at ln K")
+    swav.add_argument("--sinkhorn_iterations", type=cli.positive, default=3, help="more hurt slightly, fewer diverge")
+    swav.add_argument("--feat_dim", type=cli.positive, default=128, help="embedding size")
+    swav.add_argument("--hidden_mlp", type=cli.non_negative, default=2048, help="of the head; 0 = linear head")
+    swav.add_argument("--head_bn", type=cli.boolean, default=True, help="batch norm in the head")
+    swav.add_argument(
+        "--nmb_prototypes",
+        type=cli.positive,
+        nargs="+",
+        default=[3000],
+        help="about ten for each class; several = heads",
+    )
+    swav.add_argument(
+        "--queue_length", type=cli.non_negative, default=0, help="over all ranks; 3840 with a batch of 256"
+    )
+    swav.add_argument("--epoch_queue_starts", type=cli.non_negative, default=15, help="epoch that fills the queue")
+    swav.add_argument(
+        "--freeze_prototypes_niters", type=cli.non_negative, default=313, help="steps; about one epoch helps the start"
+    )
+
+    optim = parser.add_argument_group("optimisation")
+    optim.add_argument("--epochs", type=cli.positive, default=100, help="in all")
+    optim.add_argument("--batch_size", type=int, default=64, help="images for each process")
+    optim.add_argument("--base_lr", type=float, default=4.8, help="for 4096 images; 0.6 for 256. Never scaled for you")
+    optim.add_argument("--final_lr", type=float, default=0.0, help="end of the cosine")
+    optim.add_argument("--warmup_epochs", type=cli.non_negative, default=10, help="of linear warm-up")
+    optim.add_argument("--start_warmup", type=float, default=0.0, help="first learning rate of the warm-up")
+    optim.add_argument("--wd", type=float, default=1e-6, help="weight decay, on every parameter")
+    optim.add_argument(
+        "--accumulate", type=cli.positive, default=1, help="batches a step; Sinkhorn and batch norm still see one each"
+    )
+    optim.add_argument("--clip_norm", type=float, default=0.0, help="bound on the gradient norm; 0 = none")
+    optim.add_argument(
+        "--sync_bn", default="pytorch", help="pytorch: batch norm over all ranks; apex: over groups; else: local"
+    )
+    optim.add_argument(
+        "--syncbn_process_group_size", type=cli.non_negative, default=8, help="ranks of a group; 0 = all"
+    )
+
+    cli.add_run_arguments(parser)
+    cli.add_online_knn_arguments(parser)
+    cli.add_device_arguments(parser)
+    return parser
+
+
+def check(args: argparse.Namespace, views: Sequence[RandomView]) -> None:
+    """Refuses what cannot be trained, before anything is started."""
+    if len(views) < 2:
+        raise UserError("SwAV compares crops of an image: --nmb_crops must give at least two")
+    wrong = [crop for crop in args.crops_for_assign if not 0 <= crop < len(views)]
+    if wrong or len(set(args.crops_for_assign)) != len(args.crops_for_assign):
+        raise UserError(
+            f"--crops_for_assign {args.crops_for_assign}: expected distinct numbers from 0 to {len(views) - 1}"
+        )
+    if args.temperature <= 0 or args.epsilon <= 0:
+        raise UserError("--temperature and --epsilon must be positive")
+    if args.epsilon < 0.003:
+        raise UserError(f"--epsilon {args.epsilon}: assignments are numerically hard below 0.003")
+    if min(args.nmb_prototypes) < 2:
+        raise UserError("--nmb_prototypes: at least 2 are needed")
+    if args.base_lr < 0 or args.final_lr < 0 or args.start_warmup < 0 or args.wd < 0 or args.clip_norm < 0:
+        raise UserError("learning rates, --wd and --clip_norm must not be negative")
+    if args.warmup_epochs >= args.epochs and args.warmup_epochs > 0:
+        raise UserError(f"--warmup_epochs {args.warmup_epochs} leaves nothing of --epochs {args.epochs}")
+    if args.dataset == "folder":
+        refuse_split_root(args.data_path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    views = multi_crop(
+        args.size_crops, args.nmb_crops, args.min_scale_crops, args.max_scale_crops, args.jitter_strength, args.blur
+    )
+    check(args, views)
+    args.method = "swav"
+
+    # ------------------------------------------------------------------------------------------- processes, data
+    world = distributed.start(args.device, args.dist_url)
+    precision = choose_precision(args.precision or ("auto" if args.use_fp16 else "fp32"), world.device)
+    source = open_images(args.dataset, args.data_path, "pretrain", args.download)
+    images = source if args.size_dataset == -1 else FirstImages(source, args.size_dataset)
+    batches = ResumableBatches(len(images), args.batch_size, rank=world.rank, world_size=world.size)
+    steps_per_epoch = len(batches) // args.accumulate
+    if steps_per_epoch == 0:
+        raise UserError(f"--accumulate {args.accumulate}: an epoch has only {len(batches)} batches")
+    clock = Clock(steps_per_epoch, args.epochs)
+    loader = make_loader(
+        ViewDataset(images, views, args.seed), batches, workers=args.workers, pin_memory=world.device.type == "cuda"
+    )
+    prepare = ToDevice(world.device, tuple(args.mean), tuple(args.std), channels_last=world.device.type == "cuda")
+
+    # ------------------------------------------------------------------------------------------- model, optimiser
+    cli.seed_everything(args.seed, args.deterministic)
+    queue_rows = rows_per_rank(args.queue_length, args.batch_size, world.size)
+    method = SwAV(
+        create_backbone(args.arch, width=args.width, stem=args.stem),
+        feat_dim=args.feat_dim,
+        hidden_mlp=args.hidden_mlp,
+        nmb_prototypes=args.nmb_prototypes[0] if len(args.nmb_prototypes) == 1 else args.nmb_prototypes,
+        crops_for_assign=args.crops_for_assign,
+        temperature=args.temperature,
+        epsilon=args.epsilon,
+        sinkhorn_iterations=args.sinkhorn_iterations,
+        freeze_prototypes_niters=args.freeze_prototypes_niters,
+        queue_rows=queue_rows,
+        epoch_queue_starts=args.epoch_queue_starts,
+        head_batch_norm=args.head_bn,
+        zero_init_residual=args.zero_init_residual,
+    )
+    if args.sync_bn in ("pytorch", "apex"):
+        group_size = args.syncbn_process_group_size if args.sync_bn == "apex" else 0
+        sync_bn.convert(method, group_size, world.device.type)
+    method.to(world.device)
+    if world.device.type == "cuda":
+        method.to(memory_format=torch.channels_last)
+    if args.compile:
+        method.backbone.compile(dynamic=False)
+    torch.manual_seed(args.seed + world.rank)  # from here on (dropout, drop path) ranks differ
+    optimizer = LARC(method.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=args.wd)
+
+    def learning_rate(clock: Clock) -> float:
+        return warmup_cosine(
+            clock.step,
+            total=clock.total_steps,
+            warmup=args.warmup_epochs * clock.steps_per_epoch,
+            start=args.start_warmup,
+            base=args.base_lr,
+            final=args.final_lr,
+        )
+
+    # ------------------------------------------------------------------------------------------- judge, run
+    evaluate = online_knn(args, images, prepare) if args.knn_freq else None
+    checkpoints = CheckpointStore(args.dump_path, vars(args), args.checkpoint_freq, args.keep_last)
+    if args.resume == "never" and checkpoints.candidates():
+        raise UserError(f"{args.dump_path} holds checkpoints: choose another --dump_path, or --resume auto")
+    monitor = Monitor(args.dump_path, args.tensorboard)
+    if world.is_main:
+        cli.save_settings(args.dump_path, args)
+    echo(args, monitor, method, clock, precision.name, len(images), queue_rows)
+    training = Training(
+        method=method,
+        optimizer=optimizer,
+        loader=loader,
+        batches=batches,
+        prepare=prepare,
+        schedules={"lr": learning_rate},
+        clock=clock,
+        device=world.device,
+        precision=precision,
+        monitor=monitor,
+        checkpoints=checkpoints,
+        accumulate=args.accumulate,
+        clip_norm=args.clip_norm,
+        evaluate=evaluate,
+        evaluate_every=max(1, args.knn_freq),
+        log_every=args.log_every,
+        save_every=args.save_every,
+        max_steps=args.max_steps,
+        resume=None if args.resume == "never" else args.resume,
+    )
+    try:
+        stopped_by = training.run()
+    finally:
+        monitor.close()
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def online_knn(args: argparse.Namespace, images: object, prepare: ToDevice) -> KNNEvaluation:
+    """kNN from the training images to the validation images."""
+    if args.dataset == "folder":
+        val_path = Path(args.val_path) if args.val_path else find_val_beside(args.data_path)
+        val = open_images("folder", val_path)
+        train = open_images("folder", args.data_path)
+        require_labels(train, args.data_path)
+        require_labels(val, val_path)
+    else:
+        train = open_images(args.dataset, args.data_path, "train")
+        val = open_images(args.dataset, args.data_path, "test")
+    size = args.eval_size or args.size_crops[0]
+    view = CentreView(size, resize=size if args.stem == "small" else round(size * 256 / 224))
+    return KNNEvaluation(
+        EvenlySpread(train, args.knn_train_images), val, view, prepare, k=args.knn_k, workers=args.workers
+    )
+
+
+def echo(
+    args: argparse.Namespace, monitor: Monitor, method: SwAV, clock: Clock, precision: str, images: int, queue_rows: int
+) -> None:
+    """What is about to happen, in numbers that a user can check against the recipe."""
+    ranks = distributed.world_size()
+    batch = args.batch_size * ranks * args.accumulate
+    crops = " + ".join(f"{n}x{size}" for n, size in zip(args.nmb_crops, args.size_crops, strict=True))
+    prototypes = " + ".join(map(str, args.nmb_prototypes))
+    parameters = sum(parameter.numel() for parameter in method.parameters())
+    monitor.say(cli.command_line())
+    monitor.say(f"data       {images} images of {args.data_path} ({args.dataset}), crops {crops}")
+    monitor.say(f"model      {args.arch}, {parameters / 1e6:.1f} M parameters, {prototypes} prototypes, {precision}")
+    monitor.say(
+        f"batch      {args.batch_size} x {ranks} processes x {args.accumulate} = {batch}; {clock.steps_per_epoch} steps "
+        f"an epoch, {clock.total_steps} in all"
+    )
+    monitor.say(
+        f"lr         {number(args.start_warmup)} -> {number(args.base_lr)} in {args.warmup_epochs} epochs, then cosine "
+        f"to {number(args.final_lr)}; a loss of ln K = {math.log(args.nmb_prototypes[0]):.3f} means that nothing is learnt"
+    )
+    if args.queue_length:
+        monitor.say(
+            f"queue      {queue_rows * ranks} embeddings ({queue_rows} a process), filled from epoch "
+            f"{args.epoch_queue_starts + 1} on"
+        )
+    if args.queue_length and not queue_rows:
+        monitor.warn(f"--queue_length {args.queue_length} is less than one global batch, so there is no queue")
+    seen = batch // args.accumulate + queue_rows * ranks
+    if max(args.nmb_prototypes) > seen:
+        monitor.warn(
+            f"{max(args.nmb_prototypes)} prototypes share {seen} samples in each assignment, so some stay unused; "
+            "fewer prototypes, a larger batch or a queue avoid that"
+        )
+    if args.accumulate > 1:
+        monitor.warn(
+            f"--accumulate averages gradients only: Sinkhorn and batch norm see {batch // args.accumulate} images at a "
+            "time, so this is not a training with the larger batch; a queue (--queue_length) comes closer"
+        )
+    if args.use_fp16 and args.precision is None and precision == "fp32":
+        monitor.say("precision  fp32: on the CPU it is faster than 16 bits (--precision bf16 insists)")
+
+
+if __name__ == "__main__":
+    cli.run(main)

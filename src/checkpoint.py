@@ -1,0 +1,345 @@
+"""One atomic file per checkpoint, and an exact resume from the newest readable one.
+
+A run's folder holds
+
+=============================  ====================================================================================
+``checkpoints/step-N.pth``     the newest few (``keep_last``), N optimiser steps done
+``checkpoints/ckp-E.pth``      kept for good, after zero-based epoch E
+``checkpoint.pth.tar``         the newest, under the name that the published code gave it
+=============================  ====================================================================================
+
+The last two are hard links where the file system has them, so they cost no space.
+
+A file is a dict of ``format``, ``epoch`` (finished epochs), ``step``, ``steps_per_epoch``, ``state_dict``,
+``per_rank`` (one dict per rank: its own buffers and random state), ``optimizer``, ``scaler``, ``settings``,
+``world_size`` and ``batch_size``; it loads with ``weights_only=True``.
+"""
+
+import os
+import re
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src import distributed
+from src.clock import Clock
+from src.errors import UserError
+
+FORMAT = "ssl-vision-training/1"
+
+
+# ---------------------------------------------------------------------------------------------------- single files
+
+
+def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
+    """Lets ``write(file)`` fill a temporary file beside ``path``, forces it to disk and renames it over ``path``.
+
+    Whoever reads ``path`` sees the old content or the new, never a part. Raises UserError when the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk from inside its writer as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Makes ``target`` another name of ``source``, atomically; a copy where the file system has no hard links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def read_file(path: str | Path) -> Any:
+    """Loads a file written by torch.save without running any code in it.
+
+    Raises UserError, in one line, when it is missing, torn, damaged, no such file, or would need code to load.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected a checkpoint file in it")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch itself does not compare the check sums
+            if damaged is not None:
+                raise UserError(f"checkpoint {path} is damaged: wrong check sum of {damaged}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except PermissionError:
+        raise UserError(f"checkpoint {path} cannot be read: permission denied") from None
+    except Exception as error:  # torch.load fails in many ways on foreign bytes; all of them mean the same
+        text = str(error)
+        if "Weights only load failed" in text or "weights_only" in text:
+            raise UserError(
+                f"{path} holds objects other than tensors and plain values; refused, as loading them could run code"
+            ) from None
+        raise UserError(f"{path} is torn or not a PyTorch checkpoint ({type(error).__name__})") from None
+
+
+def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str | Path) -> str | None:
+    """None when both have the same names and shapes, else one line with the counts and an example of each."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshapen = [n for n in expected if n in found and tuple(expected[n].shape) != tuple(found[n].shape)]
+    if not (missing or unexpected or misshapen):
+        return None
+    matched = len(expected) - len(missing) - len(misshapen)
+    parts = [f"{matched} of {len(expected)} entries match"]
+    if missing:
+        parts.append(f"{len(missing)} missing (such as {missing[0]})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected (such as {unexpected[0]})")
+    if misshapen:
+        name = misshapen[0]
+        shapes = f"{tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        parts.append(f"{len(misshapen)} of another shape (such as {name}: {shapes})")
+    return f"{source} does not fit this model: {', '.join(parts)}"
+
+
+# ---------------------------------------------------------------------------------------------------- a whole run
+
+
+@dataclass
+class RunState:
+    """The live objects that a checkpoint captures and a resume fills.
+
+    Attributes:
+        method: with ``per_rank_buffers``, see :class:`src.methods.base.Method`.
+        batch_size: images of a step, over all ranks and accumulated parts.
+    """
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    clock: Clock
+    batch_size: int
+
+    @property
+    def per_rank_buffers(self) -> dict[str, int]:
+        return getattr(self.method, "per_rank_buffers", {})
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: the run's; created when needed.
+        settings: plain values that describe the run, saved along; read back by evaluations.
+        frequency: every how many epochs a checkpoint is kept for good.
+        keep_last: how many of the newest files are kept besides.
+    """
+
+    def __init__(
+        self, folder: str | Path, settings: Mapping[str, Any], frequency: int = 25, keep_last: int = 2
+    ) -> None:
+        if frequency < 1 or keep_last < 1:
+            raise UserError("--checkpoint_freq and --keep_last must be at least 1")
+        self.folder = Path(folder)
+        self.history = self.folder / "checkpoints"
+        self.settings = dict(settings)
+        self.frequency, self.keep_last = frequency, keep_last
+
+    # --- saving
+
+    def save(self, state: RunState, epoch_finished: bool = False) -> None:
+        """Saves on the main rank what all ranks hold. Every rank must call it at the same step."""
+        own = {
+            "buffers": {name: _cpu(state.method.get_buffer(name)) for name in state.per_rank_buffers},
+            "rng": _random_state(),
+        }
+        per_rank = distributed.gather_to_main(own)
+        if per_rank is not None:
+            shared = {
+                name: tensor for name, tensor in state.method.state_dict().items() if name not in state.per_rank_buffers
+            }
+            self._write(state, shared, per_rank, epoch_finished)
+        distributed.barrier()
+
+    def _write(self, state: RunState, shared: dict[str, Any], per_rank: list[Any], epoch_finished: bool) -> None:
+        clock = state.clock
+        content = {
+            "format": FORMAT,
+            "epoch": clock.epoch,
+            "step": clock.step,
+            "steps_per_epoch": clock.steps_per_epoch,
+            "state_dict": shared,
+            "per_rank": per_rank,
+            "optimizer": state.optimizer.state_dict(),
+            "scaler": state.scaler.state_dict(),
+            "settings": self.settings,
+            "world_size": distributed.world_size(),
+            "batch_size": state.batch_size,
+        }
+        path = self.history / f"step-{clock.step:09d}.pth"
+        write_atomically(path, lambda file: torch.save(content, file))
+        _link(path, self.folder / "checkpoint.pth.tar")
+        last_epoch = clock.epoch - 1
+        if epoch_finished and (last_epoch % self.frequency == 0 or clock.epoch == clock.epochs):
+            _link(path, self.history / f"ckp-{last_epoch}.pth")
+        for old in self._rolling()[self.keep_last :]:
+            old.unlink(missing_ok=True)
+
+    def _rolling(self) -> list[Path]:
+        return sorted(self.history.glob("step-*.pth"), reverse=True)
+
+    # --- resuming
+
+    def candidates(self) -> list[Path]:
+        """Every checkpoint of the run, the newest first."""
+        kept = sorted(self.history.glob("ckp-*.pth"), key=_epoch_in_name, reverse=True)
+        latest = self.folder / "checkpoint.pth.tar"
+        return [*self._rolling(), *([latest] if latest.exists() else []), *kept]
+
+    def newest(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+        """The newest readable checkpoint; names each newer one that is not. None when there is no file at all.
+
+        Raises UserError when there are files and none is usable, so that nothing of the user's is overwritten.
+        """
+        candidates = self.candidates()
+        for path in candidates:
+            try:
+                return path, read_run(path)
+            except UserError as error:
+                warn(f"{error}; trying the one before")
+        if candidates:
+            raise UserError(
+                f"none of the {len(candidates)} checkpoints in {self.folder} is usable; "
+                "move them away, or choose another --dump_path"
+            )
+        return None
+
+    def resume(self, state: RunState, warn: Callable[[str], None], path: Path | None = None) -> Path | None:
+        """Fills the state from ``path``, or from the newest readable checkpoint; None when there is none.
+
+        Exact on the same number of ranks and batch size. Otherwise the position is carried over by epochs, ranks'
+        buffers are shared out anew, and a warning says what cannot be bit-exact.
+        """
+        chosen: Any = None
+        if distributed.is_main():
+            try:
+                found = (path, read_run(path)) if path is not None else self.newest(warn)
+                chosen = found and str(found[0])
+            except UserError as error:
+                chosen = error
+        chosen = distributed.broadcast_object(chosen)
+        if isinstance(chosen, UserError):
+            raise chosen
+        if chosen is None:
+            return None
+        if not Path(chosen).exists():
+            raise UserError(f"rank {distributed.rank()} does not see {chosen}: --dump_path must be on a shared disk")
+        content = read_run(chosen)
+        _restore(state, content, chosen, warn)
+        return Path(chosen)
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours; raises UserError for anything else."""
+    content = read_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is not a training checkpoint of this program")
+    return content
+
+
+def _epoch_in_name(path: Path) -> int:
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else -1
+
+
+def _cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore(state: RunState, content: dict[str, Any], path: str, warn: Callable[[str], None]) -> None:
+    own = {n: t for n, t in state.method.state_dict().items() if n not in state.per_rank_buffers}
+    problem = describe_mismatch(own, content["state_dict"], path)
+    if problem:
+        raise UserError(f"{problem}; choose another --dump_path for another model")
+    state.method.load_state_dict(content["state_dict"], strict=False)
+    try:
+        state.optimizer.load_state_dict(content["optimizer"])
+    except ValueError as error:
+        raise UserError(f"the optimiser in {path} does not fit: {str(error).splitlines()[0]}") from None
+    if content["scaler"]:
+        state.scaler.load_state_dict(content["scaler"])
+
+    clock, world = state.clock, distributed.world_size()
+    same_plan = (
+        content["world_size"] == world
+        and content["batch_size"] == state.batch_size
+        and content["steps_per_epoch"] == clock.steps_per_epoch
+    )
+    if content["world_size"] == world:
+        mine = content["per_rank"][distributed.rank()]
+        torch.set_rng_state(mine["rng"]["cpu"])
+        if "cuda" in mine["rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["rng"]["cuda"])
+    for name, dimension in state.per_rank_buffers.items():
+        parts = [rank["buffers"][name] for rank in content["per_rank"]]
+        buffer = state.method.get_buffer(name)
+        if content["world_size"] == world and parts[0].shape == buffer.shape:
+            buffer.copy_(parts[distributed.rank()])
+        else:
+            _share_out(buffer, parts, dimension)
+    if same_plan:
+        clock.step = content["step"]
+        return
+    done, inside = divmod(content["step"], content["steps_per_epoch"])
+    seen = inside * content["batch_size"]
+    clock.step = done * clock.steps_per_epoch + min(seen // state.batch_size, clock.steps_per_epoch - 1)
+    warn(
+        f"resuming on {world} processes with {state.batch_size} images a step what ran on {content['world_size']} "
+        f"with {content['batch_size']}: weights, optimiser and schedule position carry over, but batches are cut "
+        "differently from here on, batch statistics change with them, and each process's own buffers and random "
+        "state are shared out anew, so the run is not bit-exact with an undisturbed one"
+    )
+
+
+def _share_out(buffer: Tensor, parts: list[Tensor], dimension: int) -> None:
+    """Deals the rows of all old ranks to the new ones, newest first; rows that are missing stay zero."""
+    stacked = torch.stack(parts, dim=dimension + 1)  # row i of every old rank, before row i + 1 of any
+    rows = stacked.flatten(dimension, dimension + 1)
+    mine = torch.arange(distributed.rank(), rows.shape[dimension], distributed.world_size())
+    mine = mine[: buffer.shape[dimension]]
+    buffer.zero_()
+    buffer.narrow(dimension, 0, len(mine)).copy_(rows.index_select(dimension, mine))

@@ -1,0 +1,294 @@
+"""The command line: what every script shares. Flags in groups, one-line errors, retired flags, the echo."""
+
+import argparse
+import difflib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torchvision
+
+from src import distributed
+from src.checkpoint import write_atomically
+from src.data.datasets import TORCHVISION_SETS
+from src.errors import UserError
+
+# Flags of the published code and its launchers that have no effect any more: name -> what replaces them.
+RETIRED = {
+    "use_env": "torchrun and Slurm say who each process is",
+    "local_rank": "the launcher's LOCAL_RANK is used",
+    "world_size": "the launcher says how many processes there are",
+    "rank": "the launcher says which process this is",
+    "use_pil_blur": "the blur is Pillow's",
+    "improve_numerical_stability": "Sinkhorn is safe at any epsilon",
+}
+
+
+def boolean(text: str) -> bool:
+    """``on``, ``true``, ``1`` or ``off``, ``false``, ``0``, in any case."""
+    if text.lower() in ("on", "true", "1"):
+        return True
+    if text.lower() in ("off", "false", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is not a boolean: expected true or false")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on; also read from floats such as 1e10, which published commands use."""
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def non_negative(text: str) -> int:
+    """A whole number from 0 on."""
+    value = _whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} must not be negative")
+    return value
+
+
+def _whole(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
+    return int(value)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose flags may be spelt with ``-`` or ``_``, and whose errors are one line and exit code 2."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+        retired = self.add_argument_group("accepted and without effect (published command lines)")
+        for name, replacement in RETIRED.items():
+            retired.add_argument(f"--{name}", nargs="?", const="", default=argparse.SUPPRESS, help=replacement)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([_underscored(argument) for argument in arguments], namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unknown argument {unknown[0]}{hint}")
+        for name in RETIRED:
+            if hasattr(parsed, name):
+                delattr(parsed, name)
+                if distributed_rank() == 0:
+                    print(f"warning: --{name} has no effect any more: {RETIRED[name]}", file=sys.stderr)
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _underscored(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def distributed_rank() -> int:
+    """The rank as far as it is known before the process group exists."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return int(rank) if rank.isdigit() else 0
+
+
+def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
+    """Runs a script. A user's mistake is one line on stderr and exit code 2; a diverged training, exit code 1."""
+    from src.training import Diverged
+
+    code = 0
+    try:
+        code = main(None)
+    except UserError as error:
+        # Before the ranks have met, all of them stumble over the same mistake; later it may be one rank's own.
+        rank = distributed_rank()
+        if rank == 0 or distributed.is_active():
+            prefix = f"[rank {rank}] " if rank else ""
+            print(f"error: {prefix}{_own_message(error)}", file=sys.stderr, flush=True)
+        code = 2
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 141
+    if code in (0, 130) or code > 2:
+        distributed.stop()
+        sys.exit(code)
+    # Other ranks may wait in a collective that this one never joins: leave without the orderly shutdown, so that the
+    # launcher sees the failure and ends them.
+    sys.stdout.flush()
+    os._exit(code) if distributed.is_active() else sys.exit(code)
+    raise AssertionError
+
+
+def _own_message(error: UserError) -> str:
+    """The message itself, also of an error that a loader's worker sent with its traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].partition("UserError: ")[2] or lines[-1] if len(lines) > 1 else str(error)
+
+
+# ---------------------------------------------------------------------------------------------------- shared groups
+
+
+def add_data_arguments(parser: Parser, what: str) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", required=True, help=what)
+    group.add_argument(
+        "--dataset",
+        default="folder",
+        choices=["folder", *TORCHVISION_SETS],
+        help="a folder of images (class sub-folders are optional where no label is needed), or a torchvision set "
+        "whose root --data_path is",
+    )
+    group.add_argument("--download", action="store_true", help="fetch a torchvision set that is not there yet")
+    group.add_argument("--workers", type=non_negative, default=10, help="loader processes for each rank")
+    group.add_argument(
+        "--mean",
+        type=float,
+        nargs=3,
+        default=[0.485, 0.456, 0.406],
+        help="channel means that images are normalised with",
+    )
+    group.add_argument(
+        "--std",
+        type=float,
+        nargs=3,
+        default=[0.228, 0.224, 0.225],
+        help="channel standard deviations (0.228, not 0.229, is what SwAV was published with)",
+    )
+
+
+def add_backbone_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("backbone")
+    group.add_argument(
+        "--arch",
+        default="resnet50",
+        help="resnet18/34/50/101/152, resnet50w2/w4/w5, or any model name of timm",
+    )
+    group.add_argument("--width", type=float, default=1.0, help="factor on the channels of our ResNets")
+    group.add_argument(
+        "--stem",
+        default="imagenet",
+        choices=["imagenet", "small"],
+        help="small: 3x3 first convolution and no pooling, for images of some 32 to 96 pixels",
+    )
+
+
+def add_run_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--dump_path", default=".", help="folder of the run: checkpoints, logs, settings")
+    group.add_argument(
+        "--resume",
+        default="auto",
+        help="auto: continue from the newest readable checkpoint in --dump_path; never: refuse to start if there is "
+        "one; or the path of a checkpoint to continue from",
+    )
+    group.add_argument("--seed", type=non_negative, default=31, help="of the initial weights and of every draw")
+    group.add_argument("--checkpoint_freq", type=positive, default=25, help="keep a checkpoint every so many epochs")
+    group.add_argument("--keep_last", type=positive, default=2, help="newest checkpoints kept besides")
+    group.add_argument(
+        "--save_every",
+        type=non_negative,
+        default=0,
+        help="also save every so many steps inside an epoch; 0 = off",
+    )
+    group.add_argument("--log_every", type=positive, default=50, help="steps between log lines")
+    group.add_argument("--max_steps", type=positive, default=None, help="stop after so many steps in all")
+    group.add_argument("--tensorboard", type=boolean, default=True, help="write TensorBoard event files")
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="only deterministic GPU kernels: slower, and needed there for a bit-exact resume",
+    )
+
+
+def add_device_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("device and processes")
+    group.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu or cuda")
+    group.add_argument("--dist_url", default="env://", help="where processes meet: env:// or tcp://HOST:PORT")
+    group.add_argument(
+        "--precision",
+        default=None,
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="type of the forward pass; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU",
+    )
+    group.add_argument(
+        "--use_fp16",
+        type=boolean,
+        default=True,
+        help="word of the published code: false is --precision fp32, true is --precision auto",
+    )
+    group.add_argument("--compile", action="store_true", help="compile the backbone (torch.compile)")
+
+
+def add_online_knn_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("online evaluation")
+    group.add_argument("--knn_freq", type=non_negative, default=0, help="kNN every so many epochs; 0 = off")
+    group.add_argument(
+        "--val_path",
+        default=None,
+        help="labelled images to be classified by kNN; by default the folder val or test beside --data_path",
+    )
+    group.add_argument("--knn_k", type=positive, default=20, help="neighbours")
+    group.add_argument(
+        "--knn_train_images",
+        type=positive,
+        default=50_000,
+        help="training images used, evenly spread over the set",
+    )
+    group.add_argument(
+        "--eval_size",
+        type=positive,
+        default=None,
+        help="side of the evaluated centre crop in pixels; by default the first of --size_crops",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- the echo
+
+
+def command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def save_settings(folder: str | Path, arguments: argparse.Namespace) -> None:
+    """Writes ``settings.json``: the command, every resolved flag, and the versions that ran."""
+    content = {
+        "command": command_line(),
+        "arguments": vars(arguments),
+        "world_size": distributed.world_size(),
+        "versions": {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
+    }
+    text = json.dumps(content, indent=2, sort_keys=True).encode()
+    write_atomically(Path(folder) / "settings.json", lambda file: file.write(text))
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seeds torch identically on every rank, so that all build the same weights."""
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic

@@ -1,0 +1,235 @@
+"""From images to batches on the device: the resumable sampler, the loader, and what travels in a batch."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src import distributed
+from src.data.datasets import ImageSource
+from src.data.views import View, keyed_generator, normalize
+from src.errors import UserError
+
+# Below this many broken files in a row, each is replaced by the next image; at it, something else is wrong.
+MAX_UNREADABLE_IN_A_ROW = 20
+
+
+class Position(NamedTuple):
+    """One sample of one epoch: what the sampler asks a data set for."""
+
+    epoch: int
+    index: int
+
+
+class Sample(NamedTuple):
+    views: list[Tensor]
+    label: int
+    index: int
+    unreadable: list[str]
+
+
+@dataclass
+class Batch:
+    """Views of B images.
+
+    Attributes:
+        crops: V tensors (B, 3, s, s): uint8 as they leave the workers, float32 once :class:`ToDevice` has run.
+        labels, indices: (B,) int64; label -1 where there is none, index into the data set.
+        unreadable: names of files that could not be read and were replaced by the image after them.
+    """
+
+    crops: list[Tensor]
+    labels: Tensor
+    indices: Tensor
+    unreadable: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pin_memory(self) -> "Batch":
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Batch":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        crops = [change(crop) for crop in self.crops]
+        return replace(self, crops=crops, labels=change(self.labels), indices=change(self.indices))
+
+
+class ViewDataset(Dataset[Sample]):
+    """The views of every image of a source, addressed by epoch and index.
+
+    An image that cannot be read is replaced by the next readable one and its name is reported with the sample, so
+    batches keep their size on every rank. Raises UserError after MAX_UNREADABLE_IN_A_ROW of them.
+    """
+
+    def __init__(self, source: ImageSource, views: Sequence[View], seed: int = 0) -> None:
+        self.source = source
+        self.views = list(views)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: Position) -> Sample:
+        epoch, index = position
+        image, index, unreadable = self._next_readable(index)
+        views = []
+        for number, view in enumerate(self.views):
+            draw = view.draw(keyed_generator(self.seed, epoch, index, number), image.width, image.height)
+            views.append(view.apply(image, draw))
+        return Sample(views, int(self.source.labels[index]), index, unreadable)
+
+    def _next_readable(self, index: int) -> tuple[Image.Image, int, list[str]]:
+        unreadable: list[str] = []
+        for _ in range(min(MAX_UNREADABLE_IN_A_ROW, len(self))):
+            try:
+                return self.source.load(index), index, unreadable
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                # Pillow reports a damaged PNG as a SyntaxError
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                unreadable.append(f"{self.source.name(index)} ({reason})")
+                index = (index + 1) % len(self)
+        raise UserError(f"{len(unreadable)} images in a row could not be read, the first: {unreadable[0]}")
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stacks view by view: V tensors (B, 3, s, s)."""
+    return Batch(
+        crops=[torch.stack(views) for views in zip(*(sample.views for sample in samples), strict=True)],
+        labels=torch.tensor([sample.label for sample in samples]),
+        indices=torch.tensor([sample.index for sample in samples]),
+        unreadable=[name for sample in samples for name in sample.unreadable],
+    )
+
+
+class ResumableBatches:
+    """Batches of positions for one rank: a pure function of (seed, epoch), which can start at any batch.
+
+    Order and sharding are those of torch's DistributedSampler: a permutation of all images by a generator seeded with
+    ``seed + epoch``, padded to a multiple of the ranks by repeating its start, every W-th image from the rank's own
+    on. Incomplete batches are dropped.
+
+    Args:
+        num_images: of the whole data set.
+        batch_size: of this rank.
+        seed: 0 gives the order of the published runs, which do not pass their seed on to the sampler.
+
+    Raises UserError when no batch is left.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, *, rank: int = 0, world_size: int = 1, seed: int = 0
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"--batch_size {batch_size}: expected at least one image per process")
+        self.num_images, self.batch_size = num_images, batch_size
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.per_rank = -(-num_images // world_size)
+        self.epoch = 0
+        self.first_batch = 0
+        if len(self) == 0:
+            raise UserError(
+                f"{num_images} images do not fill one batch of {batch_size} on each of {world_size} processes; "
+                "lower --batch_size"
+            )
+
+    def __len__(self) -> int:
+        return self.per_rank // self.batch_size
+
+    def seek(self, epoch: int, first_batch: int = 0) -> None:
+        """The next iteration runs through ``epoch`` from its batch ``first_batch`` on."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.num_images, generator=generator).numpy()
+        padded = np.resize(order, self.per_rank * self.world_size)
+        ours = padded[self.rank :: self.world_size]
+        epoch = self.epoch
+        for batch in range(self.first_batch, len(self)):
+            chosen = ours[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [Position(epoch, int(index)) for index in chosen]
+
+
+class SequentialBatches:
+    """Every image once over all ranks, in order, without padding: for evaluation."""
+
+    def __init__(self, num_images: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 1:
+            raise UserError(f"--batch_size {batch_size}: expected at least one image per process")
+        self._indices = range(rank, num_images, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        for first in range(0, len(self._indices), self.batch_size):
+            yield [Position(0, index) for index in self._indices[first : first + self.batch_size]]
+
+
+def _prepare_worker(_: int) -> None:
+    # The main process decides when to stop; a worker that died on the same signal would break the step under way.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def make_loader(
+    dataset: Dataset[Sample],
+    batches: ResumableBatches | SequentialBatches,
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    persistent: bool = True,
+) -> "DataLoader[Batch]":
+    """A loader of :class:`Batch`; which sample is where does not depend on the number of workers."""
+    if workers < 0:
+        raise UserError(f"--workers {workers}: expected 0 (load in the training process) or more")
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,  # type: ignore[arg-type]
+        pin_memory=pin_memory,
+        persistent_workers=persistent and workers > 0,
+        worker_init_fn=_prepare_worker,
+    )
+
+
+@dataclass(frozen=True)
+class ToDevice:
+    """Moves a batch to the device as uint8 and normalises it there."""
+
+    device: torch.device
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channels_last: bool = False
+
+    def __call__(self, batch: Batch) -> Batch:
+        batch = batch.to(self.device)
+        crops = [normalize(crop, self.mean, self.std) for crop in batch.crops]
+        if self.channels_last:
+            crops = [crop.to(memory_format=torch.channels_last) for crop in crops]
+        return replace(batch, crops=crops)
+
+
+def loader_of(
+    source: ImageSource, view: View, batch_size: int, workers: int, device: torch.device
+) -> "DataLoader[Batch]":
+    """One deterministic view of every image, each rank its share: what evaluations read."""
+    world, rank = distributed.world_size(), distributed.rank()
+    return make_loader(
+        ViewDataset(source, [view]),
+        SequentialBatches(len(source), batch_size, rank=rank, world_size=world),
+        workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent=False,
+    )

@@ -1,0 +1,41 @@
+"""Features of a frozen backbone over a data set, shared out over the ranks and put together again."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from src import distributed
+from src.data.loading import Batch, ToDevice
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: nn.Module, loader: "DataLoader[Batch]", prepare: ToDevice, what: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Runs the backbone, in eval mode, once over a loader of single deterministic views.
+
+    Args:
+        backbone: (n, 3, s, s) -> (n, F).
+        loader: this rank's share, see :func:`src.data.loading.loader_of`.
+        prepare: moves batches to the device.
+        what: name of the progress bar; "" shows none.
+
+    Returns:
+        features (N, F) float32 and labels (N,) int64 of all ranks' images, on the device, in the order of the data
+        set, on every rank.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    features, labels, indices = [], [], []
+    show = bool(what) and distributed.is_main()
+    for batch in tqdm(loader, desc=what, disable=None if show else True, leave=False):
+        batch = prepare(batch)
+        features.append(backbone(batch.crops[0]).float())
+        labels.append(batch.labels)
+        indices.append(batch.indices)
+    backbone.train(was_training)
+    parts = (torch.cat(part) if part else torch.empty(0) for part in (features, labels, indices))
+    all_features, all_labels, all_indices = (distributed.all_gather_rows(part) for part in parts)
+    order = all_indices.argsort()
+    return all_features[order], all_labels[order]

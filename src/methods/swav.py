@@ -1,0 +1,194 @@
+"""SwAV: swapping assignments between views (Caron et al. 2020, arXiv 2006.09882).
+
+Shape suffixes: A = assigned crops, V = crops of an image, B = images of this rank, D = embedding size,
+K = prototypes, L = rows of the queue of this rank.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src import distributed
+from src.backbones import feature_width, forward_by_size, initialize
+from src.clock import Clock
+from src.data.loading import Batch
+from src.diagnostics import Check, feature_std, mean_entropy, rankme
+from src.heads import MultiPrototypes, Prototypes, normalize_rows_, projector
+from src.losses.sinkhorn import sinkhorn
+from src.losses.swapped_prediction import swapped_prediction_loss
+from src.methods.base import Method
+
+
+def rows_per_rank(queue_length: int, batch_size: int, world_size: int) -> int:
+    """Rows of each rank's queue: the global length, rounded down to whole global batches, shared out."""
+    return queue_length // (batch_size * world_size) * batch_size
+
+
+class SwAV(Method):
+    """Predicts the prototype assignment of one crop from the other crops of the same image.
+
+    Parameter names of the parts are the published ones (``conv1...``, ``projection_head.*``, ``prototypes.*``); the
+    backbone's carry the prefix ``backbone.``.
+
+    Args:
+        backbone: (n, 3, h, w) -> (n, F).
+        feat_dim: D.
+        hidden_mlp: width of the projection head; 0 = one linear layer.
+        nmb_prototypes: K; several numbers give independent heads whose losses are averaged.
+        crops_for_assign: which crops are assigned to prototypes.
+        temperature: of the predictions.
+        epsilon, sinkhorn_iterations: of the assignments.
+        freeze_prototypes_niters: the prototypes get no gradient in the first so many steps.
+        queue_rows: L, rows of the queue of this rank, for each assigned crop; 0 = no queue.
+        epoch_queue_starts: the queue is filled from this epoch on, and used once it is full.
+        head_batch_norm: batch norm in the projection head.
+        zero_init_residual: see :func:`src.backbones.initialize`.
+    """
+
+    per_rank_buffers: ClassVar[dict[str, int]] = {"queue": 1}
+    queue: Tensor
+    prototypes_used: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        feat_dim: int = 128,
+        hidden_mlp: int = 2048,
+        nmb_prototypes: int | Sequence[int] = 3000,
+        crops_for_assign: Sequence[int] = (0, 1),
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        freeze_prototypes_niters: int = 313,
+        queue_rows: int = 0,
+        epoch_queue_starts: int = 15,
+        head_batch_norm: bool = True,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection_head = projector(feature_width(backbone), hidden_mlp, feat_dim, head_batch_norm)
+        if isinstance(nmb_prototypes, int):
+            self.prototypes: Prototypes | MultiPrototypes = Prototypes(feat_dim, nmb_prototypes)
+        else:
+            self.prototypes = MultiPrototypes(feat_dim, nmb_prototypes)
+        initialize(self, zero_init_residual)
+        self.crops_for_assign = list(crops_for_assign)
+        self.temperature = temperature
+        self.epsilon = epsilon
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.freeze_prototypes_niters = freeze_prototypes_niters
+        self.epoch_queue_starts = epoch_queue_starts
+        self.register_buffer("queue", torch.zeros(len(self.crops_for_assign), queue_rows, feat_dim))
+        self.queue_filled = 0
+        count = self.prototypes.heads()[0].out_features
+        self.register_buffer("prototypes_used", torch.zeros(count, dtype=torch.bool), persistent=False)
+
+    def embed(self, crops: Sequence[Tensor]) -> Tensor:
+        """V crops (B, 3, s_v, s_v) -> (V*B, D) float32 unit rows, crop-major. The head sees all sizes at once."""
+        projected = self.projection_head(forward_by_size(self.backbone, crops))
+        return F.normalize(projected.float(), dim=1, eps=1e-12)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        for head in self.prototypes.heads():
+            normalize_rows_(head.weight)
+        embeddings = self.embed(batch.crops)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings_VBD = embeddings.view(len(batch.crops), len(batch), -1)
+            assigned_ABD = embeddings_VBD.detach()[self.crops_for_assign]
+            losses, assignments = [], []
+            for head in self.prototypes.heads():
+                scores_VBK = head(embeddings_VBD)
+                assignments_ABK = self._assign(scores_VBK.detach(), head)
+                assignments.append(assignments_ABK)
+                losses.append(
+                    swapped_prediction_loss(scores_VBK, assignments_ABK, self.crops_for_assign, self.temperature)
+                )
+            self._push(assigned_ABD, clock)
+            outputs = {"loss": torch.stack(losses).mean()}
+            self._watch(outputs, assignments[0], assigned_ABD, clock)
+        return outputs
+
+    @torch.no_grad()
+    def _assign(self, scores_VBK: Tensor, head: Prototypes) -> Tensor:
+        """Sinkhorn over the batch, and over the queue in front of it once it is full: (A, B, K)."""
+        scores = scores_VBK[self.crops_for_assign]
+        num_images = scores.shape[1]
+        if self.queue_is_full:
+            scores = torch.cat([head(self.queue), scores], dim=1)
+        return sinkhorn(scores, self.epsilon, self.sinkhorn_iterations)[:, -num_images:]
+
+    # ------------------------------------------------------------------------------------------------ the queue
+
+    @property
+    def queue_is_full(self) -> bool:
+        rows = self.queue.shape[1]
+        return rows > 0 and self.queue_filled >= rows
+
+    def before_epoch(self, clock: Clock) -> None:
+        # How full the queue is follows from its content, so a resume needs no counter: embeddings are unit vectors,
+        # empty rows are zero. This reads the device once an epoch.
+        self.queue_filled = int((self.queue[0] != 0).any(dim=-1).sum())
+
+    @torch.no_grad()
+    def _push(self, assigned_ABD: Tensor, clock: Clock) -> None:
+        """Newest rows first; the oldest batch falls out at the end."""
+        rows = self.queue.shape[1]
+        if rows == 0 or clock.epoch < self.epoch_queue_starts:
+            return
+        num_images = assigned_ABD.shape[1]
+        self.queue.copy_(torch.cat([assigned_ABD, self.queue[:, : rows - num_images]], dim=1))
+        self.queue_filled = min(rows, self.queue_filled + num_images)
+
+    # ------------------------------------------------------------------------------------------------ the optimiser
+
+    def after_backward(self, clock: Clock) -> None:
+        # None, not zero: the optimiser then skips the prototypes altogether, weight decay and momentum included
+        if clock.step < self.freeze_prototypes_niters:
+            for parameter in self.prototypes.parameters():
+                parameter.grad = None
+
+    # ------------------------------------------------------------------------------------------------ diagnostics
+
+    @torch.no_grad()
+    def _watch(self, outputs: dict[str, Tensor], assignments_ABK: Tensor, assigned_ABD: Tensor, clock: Clock) -> None:
+        """Adds the health values of the first head; which prototypes are in use is gathered between log lines."""
+        self.prototypes_used.index_fill_(0, assignments_ABK.argmax(dim=-1).flatten(), True)
+        if not clock.logging:
+            return
+        used = distributed.all_reduce_(self.prototypes_used.to(torch.uint8), dist.ReduceOp.MAX)
+        embeddings = assigned_ABD.flatten(0, 1)
+        outputs["assignment_entropy"] = mean_entropy(assignments_ABK)
+        outputs["prototypes_in_use"] = used.float().mean()
+        outputs["feature_std"] = feature_std(embeddings)
+        outputs["rankme"] = rankme(embeddings)
+        self.prototypes_used.zero_()
+
+    def health_checks(self) -> list[Check]:
+        log_k = math.log(len(self.prototypes_used))
+
+        def stuck(values: Mapping[str, float]) -> bool:
+            return (
+                values["loss"] > 0.99 * log_k
+                and values["assignment_entropy"] > 0.99 * log_k
+                and values["feature_std"] < 0.1
+            )
+
+        def verdict(values: Mapping[str, float]) -> str:
+            return (
+                f"COLLAPSE: the loss is stuck at ln K ({values['loss']:.3f}, ln {len(self.prototypes_used)} = "
+                f"{log_k:.3f}), assignments are uniform and all images have nearly the same embedding "
+                f"(feature std {values['feature_std']:.3f})."
+            )
+
+        advice = (
+            "Remedies of the authors: a lower --epsilon (0.03); a longer --freeze_prototypes_niters; "
+            "no batch norm in the head (--head_bn false); fewer or softer crops; another learning rate."
+        )
+        return [Check("collapse", stuck, verdict, advice)]

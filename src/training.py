@@ -1,0 +1,344 @@
+"""The training loop: the only place that knows about steps, precision, accumulation and signals.
+
+It knows no method and no evaluation; scripts hand it both.
+"""
+
+import contextlib
+import itertools
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from src import distributed
+from src.checkpoint import CheckpointStore, RunState
+from src.clock import Clock
+from src.data.loading import Batch, ResumableBatches
+from src.diagnostics import HealthMonitor
+from src.errors import UserError
+from src.methods.base import Method
+from src.monitor import Monitor, duration, number
+
+Schedule = Callable[[Clock], float]
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The type of the forward pass, and whether gradients need loss scaling."""
+
+    name: str
+    dtype: torch.dtype | None
+
+    @property
+    def scales_loss(self) -> bool:
+        return self.dtype is torch.float16
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """``auto`` is bf16 on GPUs that have it, fp16 on other GPUs, fp32 on the CPU (which is faster there)."""
+    if name == "auto":
+        if device.type != "cuda":
+            name = "fp32"
+        else:
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on the CPU")
+    dtypes = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in dtypes:
+        raise UserError(f"--precision {name!r}: expected auto, fp32, bf16 or fp16")
+    return Precision(name, dtypes[name])
+
+
+class StopSignal:
+    """Notes SIGTERM, SIGUSR1 and the first Ctrl-C instead of dying of them; a second Ctrl-C interrupts at once."""
+
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number_ in self.NUMBERS:
+            self._previous[number_] = signal.signal(number_, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number_, handler in self._previous.items():
+            signal.signal(number_, handler)
+
+    def _note(self, number_: int, _: FrameType | None) -> None:
+        if number_ == signal.SIGINT and self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number_
+
+
+@dataclass
+class _Interval:
+    """Values gathered on the device since the last log line, and the time they took."""
+
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    images: int = 0
+    waited: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, outputs: Mapping[str, Tensor]) -> None:
+        for name, value in outputs.items():
+            self.values.setdefault(name, []).append(value.detach())
+
+    def means(self) -> dict[str, float]:
+        """Means over the interval and over the ranks: the one place where training waits for the device."""
+        if not self.values:
+            return {}
+        stacked = torch.stack([torch.stack(values).mean().float() for values in self.values.values()])
+        distributed.all_reduce_(stacked)
+        return dict(zip(self.values, (stacked / distributed.world_size()).tolist(), strict=True))
+
+
+@dataclass
+class Training:
+    """One run of one method.
+
+    Attributes:
+        method, optimizer, loader: what is trained, by what, on what.
+        batches: the sampler behind the loader, which is told where to start.
+        prepare: moves a batch to the device and makes it what the method expects.
+        schedules: for each option of the optimiser's groups (``lr``, ...) its value as a function of the clock. A
+            group with ``<option>_scale`` gets that multiple.
+        clock: where to start; a resume sets it.
+        device, precision: of the forward pass.
+        monitor: says and records.
+        checkpoints: None saves nothing.
+        accumulate: batches whose gradients are averaged into one step. Batch statistics (Sinkhorn, batch norm) still
+            see one batch at a time.
+        clip_norm: bound on the global gradient norm; 0 = none.
+        evaluate: judges the backbone, returns named numbers; called every ``evaluate_every`` epochs, on all ranks.
+        log_every: steps between log lines.
+        save_every: steps between checkpoints inside an epoch; 0 = at the end of each epoch only.
+        max_steps: stop (and save) after so many steps in all.
+        resume: None starts fresh, "auto" continues from the newest checkpoint, a path from that one.
+    """
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    loader: "DataLoader[Batch]"
+    batches: ResumableBatches
+    prepare: Callable[[Batch], Batch]
+    schedules: Mapping[str, Schedule]
+    clock: Clock
+    device: torch.device
+    precision: Precision
+    monitor: Monitor
+    checkpoints: CheckpointStore | None = None
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
+    evaluate_every: int = 1
+    log_every: int = 50
+    save_every: int = 0
+    max_steps: int | None = None
+    resume: str | None = "auto"
+
+    def __post_init__(self) -> None:
+        self.model: nn.Module = self.method
+        if distributed.is_active():
+            self.model = DistributedDataParallel(
+                self.method,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                # batch-norm statistics are made equal where they are read; queues differ between ranks on purpose
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scales_loss)
+        self.state = RunState(
+            self.method,
+            self.optimizer,
+            self.scaler,
+            self.clock,
+            batch_size=self.batches.batch_size * self.accumulate * distributed.world_size(),
+        )
+        self.health = HealthMonitor(self.method.health_checks())
+        self._bad_steps = torch.zeros((), device=self.device)
+        self._unreadable: set[str] = set()
+        self._saved_step = -1
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    @property
+    def last_step(self) -> int:
+        total = self.clock.total_steps
+        return total if self.max_steps is None else min(total, self.max_steps)
+
+    def run(self) -> int | None:
+        """Trains to the end. Returns the number of the signal that stopped it early, or None.
+
+        Raises Diverged when the loss stops being finite; no checkpoint is written after that happened.
+        """
+        if self.checkpoints is not None and self.resume is not None:
+            from_path = None if self.resume == "auto" else Path(self.resume)
+            path = self.checkpoints.resume(self.state, self.monitor.warn, from_path)
+            if path is not None:
+                self._saved_step = self.clock.step
+                self.monitor.say(
+                    f"continuing from {path}: epoch {self.clock.epoch}, step {self.clock.step_in_epoch} of it"
+                )
+        self.monitor.start_bar(self.clock, self.last_step)
+        agreement = distributed.Agreement()
+        with StopSignal() as stop:
+            while self.clock.step < self.last_step:
+                stopped = self._epoch(stop, agreement)
+                finished = self.clock.step_in_epoch == 0
+                if finished and not stopped:
+                    self._evaluate()
+                if finished or stopped or self.clock.step >= self.last_step:
+                    self._save(epoch_finished=finished)
+                if stopped:
+                    self.monitor.say(f"stopped by a signal after step {self.clock.step}; saved")
+                    return stop.number if stop.number is not None else int(signal.SIGTERM)
+        agreement.finish()
+        if self._unreadable:
+            self.monitor.warn(f"{len(self._unreadable)} unreadable images were replaced by the ones after them")
+        return None
+
+    def _epoch(self, stop: StopSignal, agreement: distributed.Agreement) -> bool:
+        """Trains until the epoch's end, the last step or a signal; True for a signal."""
+        clock = self.clock
+        self.method.train()
+        self.method.before_epoch(clock)
+        self.batches.seek(clock.epoch, clock.step_in_epoch * self.accumulate)
+        interval = _Interval()
+        loader = iter(self.loader)
+        steps_left = min(clock.steps_per_epoch - clock.step_in_epoch, self.last_step - clock.step)
+        for remaining in range(steps_left - 1, -1, -1):
+            waiting = time.perf_counter()
+            parts = list(itertools.islice(loader, self.accumulate))
+            interval.waited += time.perf_counter() - waiting
+            clock.logging = clock.step % self.log_every == 0 or remaining == 0
+            outputs = self._step(parts)
+            interval.add(outputs)
+            interval.images += sum(map(len, parts)) * distributed.world_size()
+            for part in parts:
+                self._name_unreadable(part.unreadable)
+            if clock.logging:
+                self._log(interval)
+                interval = _Interval()
+            self.method.after_step(clock)
+            clock.step += 1
+            self.monitor.advance()
+            if agreement.any(stop.number is not None):
+                agreement.finish()
+                return True
+            if self.save_every and clock.step % self.save_every == 0 and remaining:
+                self._save(epoch_finished=False)
+        return False
+
+    def _step(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """One optimiser step on one or several batches; nothing in it waits for the device."""
+        outputs: dict[str, Tensor] = {}
+        losses = []
+        for number_, part in enumerate(parts):
+            last = number_ == len(parts) - 1
+            with contextlib.nullcontext() if last else self._no_sync(), self._autocast():
+                outputs = self.model(self.prepare(part), self.clock)
+                loss = outputs["loss"] / len(parts)
+            with contextlib.nullcontext() if last else self._no_sync():
+                self.scaler.scale(loss).backward()
+            losses.append(outputs["loss"].detach())
+        outputs["loss"] = torch.stack(losses).mean()
+        self._bad_steps += ~torch.isfinite(outputs["loss"])
+        self.scaler.unscale_(self.optimizer)
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.clip_norm)
+        self.method.after_backward(self.clock)
+        self._set_schedules()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return outputs
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.precision.dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _set_schedules(self) -> None:
+        for option, schedule in self.schedules.items():
+            value = schedule(self.clock)
+            for group in self.optimizer.param_groups:
+                group[option] = value * group.get(f"{option}_scale", 1.0)
+
+    # ------------------------------------------------------------------------------------------------ reports
+
+    def _log(self, interval: _Interval) -> None:
+        clock = self.clock
+        values = interval.means()
+        if self._bad_steps.item():
+            raise Diverged(
+                f"the loss is not finite (in the {self.log_every} steps up to step {clock.step} of epoch "
+                f"{clock.epoch}); the last checkpoint is from before. Try a lower learning rate, a longer warm-up, "
+                "or --precision fp32"
+            )
+        seconds = time.perf_counter() - interval.started
+        rate = interval.images / seconds
+        left = (self.last_step - clock.step) * self.state.batch_size / rate
+        for option, schedule in self.schedules.items():
+            values[option] = schedule(clock)
+        values["images_per_second"] = rate
+        values["waiting_for_data"] = interval.waited / seconds
+        self.monitor.record(clock, "train", values)
+        self.monitor.describe(f"epoch {clock.epoch + 1}/{clock.epochs} loss {values['loss']:.3f}")
+        self.monitor.say(
+            f"epoch {clock.epoch + 1}/{clock.epochs}  step {clock.step_in_epoch + 1}/{clock.steps_per_epoch}  "
+            f"loss {values['loss']:.4f}  lr {number(values.get('lr', math.nan))}  {rate:.0f} img/s  "
+            f"waiting for data {100 * values['waiting_for_data']:.0f} %  left {duration(left)}"
+        )
+        timings = {"loss", "images_per_second", "waiting_for_data", *self.schedules}
+        rest = {name: value for name, value in values.items() if name not in timings}
+        if rest:
+            self.monitor.say("  " + "  ".join(f"{n.replace('_', ' ')} {number(v)}" for n, v in rest.items()))
+        for verdict in self.health.update(clock.step, values):
+            self.monitor.warn(verdict)
+
+    def _name_unreadable(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._unreadable:
+                self._unreadable.add(name)
+                self.monitor.warn(f"unreadable image skipped: {name}; {len(self._unreadable)} so far")
+
+    def _evaluate(self) -> None:
+        done = self.clock.epoch
+        is_last = self.clock.step >= self.last_step
+        if self.evaluate is None or not (is_last or done % self.evaluate_every == 0):
+            return
+        self.method.eval()
+        distributed.broadcast_([b for n, b in self.method.named_buffers() if n not in self.state.per_rank_buffers])
+        values = self.evaluate(self.method.backbone)
+        self.method.train()
+        self.monitor.record(self.clock, "evaluation", values)
+        listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())
+        self.monitor.say(f"after epoch {done}: {listing}")
+
+    def _save(self, epoch_finished: bool) -> None:
+        if self.checkpoints is None or self._saved_step == self.clock.step:
+            return
+        if self._bad_steps.item():
+            raise Diverged(f"the loss is not finite before step {self.clock.step}; no checkpoint is written")
+        self.checkpoints.save(self.state, epoch_finished)
+        self._saved_step = self.clock.step
