@@ -16,11 +16,18 @@ from src import cli, distributed, sync_bn
 from src.backbones import create_backbone
 from src.checkpoint import CheckpointStore
 from src.clock import Clock
-from src.data.datasets import FirstImages, find_val_beside, open_images, refuse_split_root, require_labels
+from src.data.datasets import (
+    evenly_spread,
+    find_val_beside,
+    first_images,
+    open_images,
+    refuse_split_root,
+    require_labels,
+)
 from src.data.loading import ResumableBatches, ToDevice, ViewDataset, make_loader
 from src.data.views import CentreView, RandomView, multi_crop
 from src.errors import UserError
-from src.evaluation.knn import EvenlySpread, KNNEvaluation
+from src.evaluation.knn import KNNEvaluation
 from src.methods.swav import SwAV, rows_per_rank
 from src.monitor import Monitor, number
 from src.optim.larc import LARC
@@ -30,7 +37,12 @@ from src.training import Training, choose_precision
 
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Pre-trains a network with SwAV.")
-    cli.add_data_arguments(parser, "the training images: a folder (for ImageNet its train), or a set's root")
+    cli.add_data_arguments(
+        parser,
+        "the training images: a folder (for ImageNet its train), or a set's root",
+        cli.IMAGENET_MEAN,
+        cli.SWAV_STD,
+    )
     parser.add_argument("--size_dataset", type=int, default=-1, help="use the first so many images; -1 = all")
 
     crops = parser.add_argument_group("views (one entry for each resolution)")
@@ -39,6 +51,7 @@ def build_parser() -> cli.Parser:
     crops.add_argument("--min_scale_crops", type=float, nargs="+", default=[0.14], help="least share of the area")
     crops.add_argument("--max_scale_crops", type=float, nargs="+", default=[1.0], help="largest share of the area")
     crops.add_argument("--jitter_strength", type=float, default=1.0, help="of the colours; 0.5 suits small images")
+    crops.add_argument("--grayscale", type=float, default=0.2, help="probability")
     crops.add_argument("--blur", type=float, default=0.5, help="probability; 0 suits images of some 32 pixels")
 
     cli.add_backbone_arguments(parser)
@@ -118,16 +131,23 @@ def check(args: argparse.Namespace, views: Sequence[RandomView]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     views = multi_crop(
-        args.size_crops, args.nmb_crops, args.min_scale_crops, args.max_scale_crops, args.jitter_strength, args.blur
+        args.size_crops,
+        args.nmb_crops,
+        args.min_scale_crops,
+        args.max_scale_crops,
+        jitter_strength=args.jitter_strength,
+        grayscale=args.grayscale,
+        blur=args.blur,
     )
     check(args, views)
     args.method = "swav"
+    args.eval_size = args.eval_size or args.size_crops[0]
+    args.eval_resize = args.eval_resize or round(args.eval_size * 256 / 224)
 
     # ------------------------------------------------------------------------------------------- processes, data
     world = distributed.start(args.device, args.dist_url)
     precision = choose_precision(args.precision or ("auto" if args.use_fp16 else "fp32"), world.device)
-    source = open_images(args.dataset, args.data_path, "pretrain", args.download)
-    images = source if args.size_dataset == -1 else FirstImages(source, args.size_dataset)
+    images = first_images(open_images(args.dataset, args.data_path, "pretrain", args.download), args.size_dataset)
     batches = ResumableBatches(len(images), args.batch_size, rank=world.rank, world_size=world.size)
     steps_per_epoch = len(batches) // args.accumulate
     if steps_per_epoch == 0:
@@ -178,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     # ------------------------------------------------------------------------------------------- judge, run
-    evaluate = online_knn(args, images, prepare) if args.knn_freq else None
+    knn = online_knn(args, prepare) if args.knn_freq else None
     checkpoints = CheckpointStore(args.dump_path, vars(args), args.checkpoint_freq, args.keep_last)
     if args.resume == "never" and checkpoints.candidates():
         raise UserError(f"{args.dump_path} holds checkpoints: choose another --dump_path, or --resume auto")
@@ -200,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoints=checkpoints,
         accumulate=args.accumulate,
         clip_norm=args.clip_norm,
-        evaluate=evaluate,
+        evaluate=(lambda: knn(method.backbone)) if knn else None,
         evaluate_every=max(1, args.knn_freq),
         log_every=args.log_every,
         save_every=args.save_every,
@@ -214,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if stopped_by is None else 128 + stopped_by
 
 
-def online_knn(args: argparse.Namespace, images: object, prepare: ToDevice) -> KNNEvaluation:
+def online_knn(args: argparse.Namespace, prepare: ToDevice) -> KNNEvaluation:
     """kNN from the training images to the validation images."""
     if args.dataset == "folder":
         val_path = Path(args.val_path) if args.val_path else find_val_beside(args.data_path)
@@ -225,10 +245,9 @@ def online_knn(args: argparse.Namespace, images: object, prepare: ToDevice) -> K
     else:
         train = open_images(args.dataset, args.data_path, "train")
         val = open_images(args.dataset, args.data_path, "test")
-    size = args.eval_size or args.size_crops[0]
-    view = CentreView(size, resize=size if args.stem == "small" else round(size * 256 / 224))
+    view = CentreView(args.eval_size, args.eval_resize)
     return KNNEvaluation(
-        EvenlySpread(train, args.knn_train_images), val, view, prepare, k=args.knn_k, workers=args.workers
+        evenly_spread(train, args.knn_train_images), val, view, prepare, k=args.knn_k, workers=args.workers
     )
 
 
@@ -245,13 +264,14 @@ def echo(
     monitor.say(f"data       {images} images of {args.data_path} ({args.dataset}), crops {crops}")
     monitor.say(f"model      {args.arch}, {parameters / 1e6:.1f} M parameters, {prototypes} prototypes, {precision}")
     monitor.say(
-        f"batch      {args.batch_size} x {ranks} processes x {args.accumulate} = {batch}; {clock.steps_per_epoch} steps "
-        f"an epoch, {clock.total_steps} in all"
+        f"batch      {args.batch_size} x {ranks} processes x {args.accumulate} = {batch} images; "
+        f"{clock.steps_per_epoch} steps an epoch, {clock.total_steps} in all"
     )
+    warmup = f"{number(args.start_warmup)} -> {number(args.base_lr)} in {args.warmup_epochs} epochs, "
     monitor.say(
-        f"lr         {number(args.start_warmup)} -> {number(args.base_lr)} in {args.warmup_epochs} epochs, then cosine "
-        f"to {number(args.final_lr)}; a loss of ln K = {math.log(args.nmb_prototypes[0]):.3f} means that nothing is learnt"
+        f"lr         {warmup if args.warmup_epochs else ''}{number(args.base_lr)} -> {number(args.final_lr)} by cosine"
     )
+    monitor.say(f"loss       {math.log(args.nmb_prototypes[0]):.3f} = ln K means that nothing is learnt")
     if args.queue_length:
         monitor.say(
             f"queue      {queue_rows * ranks} embeddings ({queue_rows} a process), filled from epoch "

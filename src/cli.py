@@ -152,7 +152,12 @@ def _own_message(error: UserError) -> str:
 # ---------------------------------------------------------------------------------------------------- shared groups
 
 
-def add_data_arguments(parser: Parser, what: str) -> None:
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+SWAV_STD = [0.228, 0.224, 0.225]  # the red channel's 0.228 is what SwAV was published with; ImageNet's is 0.229
+
+
+def add_data_arguments(parser: Parser, what: str, mean: list[float] | None, std: list[float] | None) -> None:
+    """``mean`` and ``std`` None mean: taken from the run that made the checkpoint."""
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", required=True, help=what)
     group.add_argument(
@@ -164,20 +169,8 @@ def add_data_arguments(parser: Parser, what: str) -> None:
     )
     group.add_argument("--download", action="store_true", help="fetch a torchvision set that is not there yet")
     group.add_argument("--workers", type=non_negative, default=10, help="loader processes for each rank")
-    group.add_argument(
-        "--mean",
-        type=float,
-        nargs=3,
-        default=[0.485, 0.456, 0.406],
-        help="channel means that images are normalised with",
-    )
-    group.add_argument(
-        "--std",
-        type=float,
-        nargs=3,
-        default=[0.228, 0.224, 0.225],
-        help="channel standard deviations (0.228, not 0.229, is what SwAV was published with)",
-    )
+    group.add_argument("--mean", type=float, nargs=3, default=mean, help="channel means that normalise images")
+    group.add_argument("--std", type=float, nargs=3, default=std, help="channel standard deviations")
 
 
 def add_backbone_arguments(parser: Parser) -> None:
@@ -263,6 +256,34 @@ def add_online_knn_arguments(parser: Parser) -> None:
         type=positive,
         default=None,
         help="side of the evaluated centre crop in pixels; by default the first of --size_crops",
+    )
+    group.add_argument(
+        "--eval_resize",
+        type=positive,
+        default=None,
+        help="short side that images are resized to before it; by default 256/224 of --eval_size",
+    )
+
+
+def add_evaluation_arguments(parser: Parser) -> None:
+    """What is judged, on which images; resolved by :func:`src.evaluation.subject.open_subject`."""
+    add_data_arguments(
+        parser, "folder that holds train and val (or test), or the root of a torchvision set", None, None
+    )
+    add_backbone_arguments(parser)
+    group = parser.add_argument_group("what is judged")
+    group.add_argument(
+        "--pretrained",
+        default="",
+        help="the checkpoint; ours know their backbone, for others --arch says it. Empty: random weights",
+    )
+    group.add_argument("--seed", type=non_negative, default=31, help="of random weights and of every draw")
+    group.add_argument("--dump_path", default=".", help="folder of the results")
+    group.add_argument(
+        "--crop_size", type=positive, default=None, help="evaluated crop; default: that of the run, else 224"
+    )
+    group.add_argument(
+        "--resize", type=positive, default=None, help="short side before the crop; default: that of the run, else 256"
     )
 
 

@@ -43,15 +43,15 @@ class Monitor:
         self._file: TextIO | None = None
         self._json: TextIO | None = None
         self._writer: Any = None
-        self._bar: "tqdm[Any] | None" = None
+        self._bar: tqdm[Any] | None = None
         self._show_bar = sys.stderr.isatty() if bar is None else bar
         self._started = time.monotonic()
         if folder is None or not distributed.is_main():
             return
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self._file = open(Path(folder) / "train.log", "a", buffering=1)
-            self._json = open(Path(folder) / "log.jsonl", "a", buffering=1)
+            self._file = open(Path(folder) / "train.log", "a", buffering=1)  # noqa: SIM115 - open as long as the run
+            self._json = open(Path(folder) / "log.jsonl", "a", buffering=1)  # noqa: SIM115
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from None
         if tensorboard:

@@ -65,7 +65,9 @@ def process_group_of(group_size: int) -> dist.ProcessGroup | None:
     if world % group_size:
         raise UserError(f"--syncbn_process_group_size {group_size} does not divide the {world} processes")
     groups = [dist.new_group(list(range(first, first + group_size))) for first in range(0, world, group_size)]
-    return groups[distributed.rank() // group_size]
+    own = groups[distributed.rank() // group_size]
+    assert isinstance(own, dist.ProcessGroup)
+    return own
 
 
 def convert(module: nn.Module, group_size: int = 0, device_type: str = "cpu") -> nn.Module:

@@ -125,7 +125,8 @@ class Training:
         accumulate: batches whose gradients are averaged into one step. Batch statistics (Sinkhorn, batch norm) still
             see one batch at a time.
         clip_norm: bound on the global gradient norm; 0 = none.
-        evaluate: judges the backbone, returns named numbers; called every ``evaluate_every`` epochs, on all ranks.
+        evaluate: judges the method (in eval mode) and returns named numbers; called every ``evaluate_every``
+            epochs, on all ranks.
         log_every: steps between log lines.
         save_every: steps between checkpoints inside an epoch; 0 = at the end of each epoch only.
         max_steps: stop (and save) after so many steps in all.
@@ -145,7 +146,7 @@ class Training:
     checkpoints: CheckpointStore | None = None
     accumulate: int = 1
     clip_norm: float = 0.0
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
+    evaluate: Callable[[], Mapping[str, float]] | None = None
     evaluate_every: int = 1
     log_every: int = 50
     save_every: int = 0
@@ -329,7 +330,7 @@ class Training:
             return
         self.method.eval()
         distributed.broadcast_([b for n, b in self.method.named_buffers() if n not in self.state.per_rank_buffers])
-        values = self.evaluate(self.method.backbone)
+        values = self.evaluate()
         self.method.train()
         self.monitor.record(self.clock, "evaluation", values)
         listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())

@@ -5,6 +5,7 @@ A backbone maps (n, 3, h, w) to (n, F) and knows F as its attribute ``feature_wi
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def _timm_backbone(name: str, drop_path: float) -> nn.Module:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise UserError(f"unknown backbone {name!r}{hint} (ours: {', '.join(RESNETS)}; or any timm name)")
-    options = {"drop_path_rate": drop_path} if drop_path else {}
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:
         model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # only transformers take other image sizes by an option; convolutions always do

@@ -91,27 +91,28 @@ class ResNet(nn.Module):
         else:
             self.conv1 = nn.Conv2d(3, planes[0], kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
-        channels = planes[0]
-        for stage, depth in enumerate(depths):
-            blocks: list[nn.Module] = []
-            for i in range(depth):
-                stride = 2 if stage > 0 and i == 0 else 1
-                out = planes[stage] * block.expansion
-                downsample = None
-                if stride != 1 or channels != out:
-                    downsample = nn.Sequential(_conv1x1(channels, out, stride), nn.BatchNorm2d(out))
-                blocks.append(block(channels, planes[stage], stride, downsample))
-                channels = out
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self._channels = planes[0]
+        self.layer1 = self._stage(block, planes[0], depths[0], stride=1)
+        self.layer2 = self._stage(block, planes[1], depths[1], stride=2)
+        self.layer3 = self._stage(block, planes[2], depths[2], stride=2)
+        self.layer4 = self._stage(block, planes[3], depths[3], stride=2)
+
+    def _stage(self, block: type[BasicBlock] | type[Bottleneck], planes: int, depth: int, stride: int) -> nn.Sequential:
+        out = planes * block.expansion
+        downsample = None
+        if stride != 1 or self._channels != out:
+            downsample = nn.Sequential(_conv1x1(self._channels, out, stride), nn.BatchNorm2d(out))
+        blocks = [block(self._channels, planes, stride, downsample)]
+        blocks += [block(out, planes, 1, None) for _ in range(depth - 1)]
+        self._channels = out
+        return nn.Sequential(*blocks)
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(n, 3, h, w) -> (n, feature_width, h/32, w/32), the output of the last stage (h/8 with the small stem)."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if not self.small_stem:
             x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-        return x
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.flatten(F.adaptive_avg_pool2d(self.feature_map(x), 1), 1)

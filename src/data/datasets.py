@@ -1,7 +1,7 @@
 """Where images come from: a folder, or a torchvision data set by name. All give an image and a label by index."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ UNLABELLED = -1
 class ImageSource(Protocol):
     """A list of images. ``labels[i]`` is -1 where there is none; ``load`` raises OSError or ValueError for a bad file."""
 
-    labels: Sequence[int]
+    labels: list[int]
     classes: list[str]
 
     def __len__(self) -> int: ...
@@ -105,7 +105,7 @@ def _is_image(name: str) -> bool:
 
 
 def _images_below(folder: str) -> list[str]:
-    found = []
+    found: list[str] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         found.extend(os.path.join(parent, name) for name in sorted(files) if _is_image(name))
@@ -145,27 +145,42 @@ class TorchvisionImages:
         return f"{self._name}[{index}]"
 
 
-class FirstImages:
-    """The first ``count`` images of a source, as the published code's ``size_dataset``.
+class Subset:
+    """Some images of a source, by index."""
 
-    Folders are sorted by class, so a small count holds only the first classes.
-    """
-
-    def __init__(self, source: ImageSource, count: int) -> None:
-        if not 0 < count <= len(source):
-            raise UserError(f"--size_dataset {count}: expected 1 to {len(source)}, the images there are")
+    def __init__(self, source: ImageSource, indices: Iterable[int]) -> None:
         self._source = source
-        self.labels = list(source.labels[:count])
+        self._indices = list(indices)
+        self.labels = [source.labels[index] for index in self._indices]
         self.classes = source.classes
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._indices)
 
     def load(self, index: int) -> Image.Image:
-        return self._source.load(index)
+        return self._source.load(self._indices[index])
 
     def name(self, index: int) -> str:
-        return self._source.name(index)
+        return self._source.name(self._indices[index])
+
+
+def first_images(source: ImageSource, count: int) -> ImageSource:
+    """The first ``count`` images, as the published code's ``size_dataset``; -1 stands for all.
+
+    Folders are sorted by class, so a small count holds only the first classes.
+    """
+    if count == -1:
+        return source
+    if not 0 < count <= len(source):
+        raise UserError(f"--size_dataset {count}: expected 1 to {len(source)}, the images there are")
+    return Subset(source, range(count))
+
+
+def evenly_spread(source: ImageSource, count: int) -> ImageSource:
+    """``count`` images evenly spread over a source, so over its classes; the source itself when it is not larger."""
+    if count >= len(source):
+        return source
+    return Subset(source, (index * len(source) // count for index in range(count)))
 
 
 def open_images(dataset: str, path: str | Path, split: str = "pretrain", download: bool = False) -> ImageSource:

@@ -1,9 +1,11 @@
 """From images to batches on the device: the resumable sampler, the loader, and what travels in a batch."""
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +23,18 @@ MAX_UNREADABLE_IN_A_ROW = 20
 
 
 class Position(NamedTuple):
-    """One sample of one epoch: what the sampler asks a data set for."""
+    """One image in one epoch: what the sampler asks a data set for."""
 
     epoch: int
-    index: int
+    image: int
 
 
 class Sample(NamedTuple):
+    """One image's views; ``image`` is the one they show, after the replacement of ``unreadable`` ones."""
+
     views: list[Tensor]
     label: int
-    index: int
+    image: int
     unreadable: list[str]
 
 
@@ -105,7 +109,7 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(
         crops=[torch.stack(views) for views in zip(*(sample.views for sample in samples), strict=True)],
         labels=torch.tensor([sample.label for sample in samples]),
-        indices=torch.tensor([sample.index for sample in samples]),
+        indices=torch.tensor([sample.image for sample in samples]),
         unreadable=[name for sample in samples for name in sample.unreadable],
     )
 
@@ -115,23 +119,32 @@ class ResumableBatches:
 
     Order and sharding are those of torch's DistributedSampler: a permutation of all images by a generator seeded with
     ``seed + epoch``, padded to a multiple of the ranks by repeating its start, every W-th image from the rank's own
-    on. Incomplete batches are dropped.
+    on.
 
     Args:
         num_images: of the whole data set.
         batch_size: of this rank.
         seed: 0 gives the order of the published runs, which do not pass their seed on to the sampler.
+        drop_last: leave out an incomplete last batch.
 
     Raises UserError when no batch is left.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, *, rank: int = 0, world_size: int = 1, seed: int = 0
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        drop_last: bool = True,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"--batch_size {batch_size}: expected at least one image per process")
         self.num_images, self.batch_size = num_images, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.drop_last = drop_last
         self.per_rank = -(-num_images // world_size)
         self.epoch = 0
         self.first_batch = 0
@@ -142,7 +155,7 @@ class ResumableBatches:
             )
 
     def __len__(self) -> int:
-        return self.per_rank // self.batch_size
+        return self.per_rank // self.batch_size if self.drop_last else -(-self.per_rank // self.batch_size)
 
     def seek(self, epoch: int, first_batch: int = 0) -> None:
         """The next iteration runs through ``epoch`` from its batch ``first_batch`` on."""
@@ -182,8 +195,16 @@ def _prepare_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _kill_workers() -> None:
+    # multiprocessing ends leftover daemons (of a loader that failed, say) by SIGTERM, which ours ignore, and would
+    # wait for them forever
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
 def make_loader(
-    dataset: Dataset[Sample],
+    dataset: Dataset[Any],
     batches: ResumableBatches | SequentialBatches,
     *,
     workers: int,
@@ -193,13 +214,18 @@ def make_loader(
     """A loader of :class:`Batch`; which sample is where does not depend on the number of workers."""
     if workers < 0:
         raise UserError(f"--workers {workers}: expected 0 (load in the training process) or more")
+    if workers:
+        atexit.unregister(_kill_workers)
+        atexit.register(_kill_workers)
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,  # type: ignore[arg-type]
+        collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=persistent and workers > 0,
+        # its own generator: the default one is part of what a resume restores, and iterating would advance it
+        generator=torch.Generator(),
         worker_init_fn=_prepare_worker,
     )
 

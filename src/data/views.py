@@ -202,6 +202,7 @@ def multi_crop(
     min_scale_crops: Sequence[float],
     max_scale_crops: Sequence[float],
     jitter_strength: float = 1.0,
+    grayscale: float = 0.2,
     blur: float = 0.5,
 ) -> list[RandomView]:
     """SwAV's multi-crop: ``nmb_crops[g]`` views of ``size_crops[g]`` pixels for each resolution group g, in order.
@@ -209,7 +210,7 @@ def multi_crop(
     Args:
         size_crops, nmb_crops, min_scale_crops, max_scale_crops: one entry for each group.
         jitter_strength: s in the colour jitter's strengths (0.8 s, 0.8 s, 0.8 s, 0.2 s).
-        blur: probability of the blur.
+        grayscale, blur: their probabilities.
 
     Raises UserError for lists of different lengths, and for values no image has a crop of.
     """
@@ -231,9 +232,12 @@ def multi_crop(
             raise UserError(f"crop scales {low} to {high}: expected 0 < min <= max <= 1 (shares of the image area)")
     if not 0.0 <= jitter_strength <= 2.5:
         raise UserError(f"--jitter_strength {jitter_strength}: expected 0 to 2.5 (the hue shift is 0.2 times it)")
+    for name, probability in (("--grayscale", grayscale), ("--blur", blur)):
+        if not 0.0 <= probability <= 1.0:
+            raise UserError(f"{name} {probability}: expected a probability from 0 to 1")
     s = jitter_strength
     return [
-        RandomView(size, (low, high), jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s), blur=blur)
+        RandomView(size, (low, high), jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s), grayscale=grayscale, blur=blur)
         for size, count, low, high in zip(size_crops, nmb_crops, min_scale_crops, max_scale_crops, strict=True)
         for _ in range(count)
     ]

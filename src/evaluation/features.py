@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from src import distributed
-from src.data.loading import Batch, ToDevice
+from src.data.loading import Batch, Position, Sample, ToDevice
 
 
 @torch.no_grad()
@@ -39,3 +39,16 @@ def extract_features(
     all_features, all_labels, all_indices = (distributed.all_gather_rows(part) for part in parts)
     order = all_indices.argsort()
     return all_features[order], all_labels[order]
+
+
+class FeatureDataset(Dataset[Sample]):
+    """Features that were extracted once, in the place of images: (N, F) on the CPU, and labels (N,)."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features.cpu(), labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: Position) -> Sample:
+        return Sample([self.features[position.image]], self.labels[position.image], position.image, [])

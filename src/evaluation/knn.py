@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,23 +101,3 @@ class KNNEvaluation:
             train_features, train_labels, test_features, ks=[self.k], num_classes=len(self.train.classes)
         )[self.k]
         return {"knn_top1": top_k_accuracy(scores, test_labels, 1)}
-
-
-class EvenlySpread:
-    """``count`` images of a source, evenly spread over it; the source itself when it is not larger."""
-
-    def __init__(self, source: ImageSource, count: int) -> None:
-        self._source = source
-        picked = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-        self._picked = [int(index) for index in picked]
-        self.labels = [int(source.labels[index]) for index in self._picked]
-        self.classes = source.classes
-
-    def __len__(self) -> int:
-        return len(self._picked)
-
-    def load(self, index: int):  # type: ignore[no-untyped-def]
-        return self._source.load(self._picked[index])
-
-    def name(self, index: int) -> str:
-        return self._source.name(self._picked[index])

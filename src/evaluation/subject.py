@@ -1,0 +1,80 @@
+"""What an evaluation judges: a backbone, and labelled images to train on and to test on."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from src import cli
+from src.backbones import feature_width
+from src.data.datasets import ImageSource, find_split_folder, open_images, require_labels
+from src.data.loading import ToDevice
+from src.data.views import CentreView
+from src.errors import UserError
+from src.pretrained import BackboneSpec, load_backbone, random_backbone
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backbone on its device, the two splits, and how images are shown to it.
+
+    Attributes:
+        view: the deterministic view of test images.
+        description: one line that says which weights these are.
+    """
+
+    backbone: nn.Module
+    train: ImageSource
+    test: ImageSource
+    view: CentreView
+    prepare: ToDevice
+    description: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.train.classes)
+
+    @property
+    def width(self) -> int:
+        return feature_width(self.backbone)
+
+
+def open_subject(args: argparse.Namespace, device: torch.device) -> Subject:
+    """Reads the flags of :func:`src.cli.add_evaluation_arguments`.
+
+    Crop size, mean and standard deviation come from the flags where given, else from the run that made the
+    checkpoint, else they are ImageNet's.
+    """
+    spec = BackboneSpec(args.arch, args.width, args.stem)
+    settings: Mapping[str, Any] = {}
+    if args.pretrained:
+        loaded = load_backbone(args.pretrained, spec)
+        backbone, settings, description = loaded.backbone, loaded.settings, loaded.description
+    else:
+        backbone = random_backbone(spec, args.seed)
+        description = f"{args.arch} with random weights (no --pretrained)"
+    size = args.crop_size or settings.get("eval_size", 224)
+    resize = args.resize or (settings.get("eval_resize") if not args.crop_size else None) or round(size * 256 / 224)
+    mean = args.mean or settings.get("mean", cli.IMAGENET_MEAN)
+    std = args.std or settings.get("std", cli.SWAV_STD)
+    if args.dataset == "folder":
+        folders = [find_split_folder(args.data_path, split) for split in ("train", "test")]
+        train, test = (open_images("folder", folder) for folder in folders)
+        for source, folder in zip((train, test), folders, strict=True):
+            require_labels(source, folder)
+    else:
+        train = open_images(args.dataset, args.data_path, "train", args.download)
+        test = open_images(args.dataset, args.data_path, "test", args.download)
+    if list(train.classes) != list(test.classes):
+        raise UserError(
+            f"training and test images have different classes ({len(train.classes)} and {len(test.classes)})"
+        )
+    channels_last = device.type == "cuda"
+    backbone = backbone.to(device)
+    if channels_last:
+        backbone = backbone.to(memory_format=torch.channels_last)
+    prepare = ToDevice(device, tuple(mean), tuple(std), channels_last)
+    return Subject(backbone, train, test, CentreView(size, resize), prepare, description)

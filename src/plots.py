@@ -1,0 +1,117 @@
+"""Pictures of a run, as PNG: what the network sees, how training went, where images end up."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def crops_mosaic(crops: Sequence[Tensor], path: str | Path, num_images: int = 8) -> None:
+    """One row for each image, one column for each of its crops, at their relative sizes.
+
+    Args:
+        crops: V tensors (B, 3, s_v, s_v) uint8.
+        path: of the PNG.
+        num_images: rows; at most B.
+    """
+    rows = min(num_images, len(crops[0]))
+    sizes = [crop.shape[-1] for crop in crops]
+    figure, axes = plt.subplots(
+        rows,
+        len(crops),
+        figsize=(1.1 * len(crops), 1.1 * rows),
+        squeeze=False,
+    )
+    for column, crop in enumerate(crops):
+        margin = (max(sizes) - sizes[column]) / 2
+        for row in range(rows):
+            axis = axes[row][column]
+            side = sizes[column]
+            axis.imshow(crop[row].permute(1, 2, 0).numpy(), extent=(margin, margin + side, margin + side, margin))
+            axis.set_xlim(0, max(sizes))
+            axis.set_ylim(max(sizes), 0)
+            axis.axis("off")
+        axes[0][column].set_title(f"{sizes[column]} px", fontsize=8)
+    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    _save(figure, path)
+
+
+def training_curves(
+    train: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]],
+    path: str | Path,
+    *,
+    value: str = "knn_top1",
+    reference_loss: float | None = None,
+    reference_value: float | None = None,
+) -> None:
+    """Loss and online accuracy over the steps.
+
+    Args:
+        train, evaluations: records as :func:`src.monitor.read_log` returns them.
+        path: of the PNG.
+        value: which evaluated number is drawn.
+        reference_loss: a dashed line, such as ln K.
+        reference_value: a dashed line, such as the accuracy of the untrained network.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    left.plot([r["step"] for r in train], [r["loss"] for r in train], color="tab:blue", linewidth=1.2)
+    if reference_loss is not None:
+        left.axhline(reference_loss, color="grey", linestyle="--", linewidth=1)
+        left.annotate("ln K: nothing learnt", (0, reference_loss), fontsize=8, color="grey", va="bottom")
+    left.set(xlabel="step", ylabel="loss", title="training loss")
+    right.plot(
+        [r["step"] for r in evaluations], [r[value] for r in evaluations], marker="o", markersize=3, color="tab:green"
+    )
+    if reference_value is not None:
+        right.axhline(reference_value, color="grey", linestyle="--", linewidth=1)
+        right.annotate("random weights", (0, reference_value), fontsize=8, color="grey", va="bottom")
+    right.set(xlabel="step", ylabel="top-1 (%)", title="online kNN accuracy")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def embedding_map(
+    features: Tensor, labels: Tensor, classes: Sequence[str], path: str | Path, title: str, seed: int = 0
+) -> None:
+    """A 2-D t-SNE map of L2-normalised features (N, F), coloured by class (van der Maaten & Hinton 2008)."""
+    from sklearn.manifold import TSNE  # slow to import
+
+    unit = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    points = TSNE(n_components=2, init="pca", perplexity=min(30.0, (len(unit) - 1) / 3), random_state=seed).fit_transform(
+        unit.cpu().numpy()
+    )
+    colours = plt.get_cmap("gist_rainbow")(np.linspace(0, 1, len(classes)))
+    markers = "osD^v"
+    figure, axis = plt.subplots(figsize=(8, 6.4))
+    targets = labels.cpu().numpy()
+    for label, name in enumerate(classes):
+        chosen = targets == label
+        axis.scatter(
+            *points[chosen].T, s=11, color=colours[label], marker=markers[label % len(markers)], label=name, linewidths=0
+        )
+    axis.set(title=title, xticks=[], yticks=[])
+    axis.legend(
+        fontsize=7,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        ncols=1 + len(classes) // 40,
+        frameon=False,
+        markerscale=1.6,
+    )
+    _save(figure, path)

@@ -1,0 +1,78 @@
+"""What several tests need: small real images, scripts run as users run them, and ranks as forked processes."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _one_rank(function: Callable[..., Any], rank: int, size: int, port: int, arguments: tuple, results: Any) -> None:
+    try:
+        torch.set_num_threads(1)
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+        results.put((rank, function(*arguments), None))
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+
+
+def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What ``function(*arguments)`` returns on each of ``size`` forked gloo ranks.
+
+    Results must be plain values or numpy arrays: tensors would have to share memory with a process that is gone.
+    """
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    port = free_port()
+    processes = [
+        context.Process(target=_one_rank, args=(function, rank, size, port, arguments, results))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(timeout=30)
+    for rank, _, error in found:
+        assert error is None, f"rank {rank}:\n{error}"
+    return [value for _, value, _ in sorted(found, key=lambda item: item[0])]
+
+
+def script(*arguments: object, launcher: list[str] | None = None) -> list[str]:
+    """The command line of one of the repository's scripts."""
+    return [*(launcher or [sys.executable]), *map(str, arguments)]
+
+
+def torchrun(processes: int) -> list[str]:
+    return [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+        f"--master_port={free_port()}",
+    ]  # fmt: skip
+
+
+def run(
+    *arguments: object, launcher: list[str] | None = None, env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a script in the repository, as a user does, with one thread for each process."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(
+        script(*arguments, launcher=launcher), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
+    )
