@@ -197,7 +197,8 @@ def _prepare_worker(_: int) -> None:
 
 def _kill_workers() -> None:
     # multiprocessing ends leftover daemons (of a loader that failed, say) by SIGTERM, which ours ignore, and would
-    # wait for them forever
+    # wait for them forever. torch would report each one's end as a failure.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from src import distributed
+from src.data.datasets import FolderImages
+from src.data.loading import ToDevice, loader_of
+from src.data.views import CentreView
+from src.errors import UserError
+from src.evaluation.features import extract_features
+from src.evaluation.knn import KNNEvaluation, knn_predict, top_k_accuracy
+from tests.helpers import on_ranks
+
+PREPARE = ToDevice(torch.device("cpu"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+VIEW = CentreView(16, 16)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_agrees_with_scikit_learn(temperature, chunk):
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(200, 8)), rng.normal(size=(50, 8))
+    train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
+    labels = rng.integers(0, 5, 200)
+    votes = knn_predict(
+        torch.tensor(train), torch.tensor(labels), torch.tensor(test), ks=[1, 10, 20], num_classes=5,
+        temperature=temperature, chunk=chunk,
+    )  # fmt: skip
+    for k, scores in votes.items():
+        # on the unit sphere cosine is 1 - distance^2 / 2
+        reference = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d**2 / 2 - 1) / temperature))
+        expected = reference.fit(train, labels).predict_proba(test)
+        np.testing.assert_allclose(scores / scores.sum(1, keepdims=True), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_more_neighbours_than_images_is_refused():
+    with pytest.raises(UserError, match="needs as many training images"):
+        knn_predict(torch.randn(5, 2), torch.zeros(5).long(), torch.randn(2, 2), ks=[6], num_classes=1)
+
+
+def test_top_k_accuracy():
+    scores = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.4, 0.35, 0.25], [0.2, 0.3, 0.5]])
+    labels = torch.tensor([0, 1, 2, 0])
+    assert [top_k_accuracy(scores, labels, k) for k in (1, 2, 3, 5)] == [25, 50, 100, 100]
+
+
+def _features(root):
+    backbone = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+    source = FolderImages(root)
+    features, labels = extract_features(backbone, loader_of(source, VIEW, 5, 0, torch.device("cpu")), PREPARE)
+    return features.numpy(), labels.numpy()
+
+
+def test_features_come_in_the_order_of_the_images_on_any_number_of_ranks(patches):
+    features, labels = _features(patches / "test")
+    source = FolderImages(patches / "test")
+    assert labels.tolist() == source.labels
+    expected = nn.functional.avg_pool2d((VIEW.apply(source.load(9), None)[None] / 255 - 0.5) / 0.5, 4).flatten()
+    np.testing.assert_allclose(features[9], expected, rtol=1e-4, atol=1e-5)
+    for ranks in (2, 3):  # 32 images do not divide by 3
+        for rank_features, rank_labels in on_ranks(ranks, _features, patches / "test"):
+            np.testing.assert_array_equal(rank_labels, labels)
+            np.testing.assert_allclose(rank_features, features, rtol=1e-6)
+
+
+def test_extraction_uses_eval_mode_and_restores_the_mode(patches):
+    backbone = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten())
+    backbone.train()
+    source = FolderImages(patches / "test")
+    extract_features(backbone, loader_of(source, VIEW, 8, 0, torch.device("cpu")), PREPARE)
+    assert backbone.training
+    assert backbone[0].num_batches_tracked == 0
+
+
+def test_online_evaluation(patches):
+    train, test = FolderImages(patches / "train"), FolderImages(patches / "test")
+    evaluation = KNNEvaluation(train, test, VIEW, PREPARE, k=5, workers=0)
+    values = evaluation(nn.Flatten())
+    assert set(values) == {"knn_top1"}
+    assert 25 < values["knn_top1"] <= 100  # four classes that differ in colour
+    perfect = KNNEvaluation(train, train, VIEW, PREPARE, k=1, workers=0)
+    assert perfect(nn.Flatten())["knn_top1"] == 100.0
+    assert not distributed.is_active()
