@@ -60,6 +60,7 @@ def build_parser() -> cli.Parser:
     group.add_argument("--global_pooling", type=cli.boolean, default=True, help="false: 2x2 positions (ResNets only)")
     group.add_argument("--use_bn", type=cli.boolean, default=False, help="batch norm, only without global pooling")
     group.add_argument("--resume", default="auto", help="auto, never, or a checkpoint of this evaluation")
+    group.add_argument("--eval_freq", type=cli.positive, default=1, help="evaluate every so many epochs")
     group.add_argument("--log_every", type=cli.positive, default=50, help="steps between log lines")
     group.add_argument("--max_steps", type=cli.positive, default=None, help="stop after so many steps in all")
     cli.add_device_arguments(parser)
@@ -127,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         monitor=monitor,
         checkpoints=checkpoints,
         evaluate=lambda: evaluate_probe(probe, test_loader, prepare),
+        evaluate_every=args.eval_freq,
         log_every=args.log_every,
         max_steps=args.max_steps,
         resume=None if args.resume == "never" else args.resume,

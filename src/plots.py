@@ -71,15 +71,15 @@ def training_curves(
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     left.plot([r["step"] for r in train], [r["loss"] for r in train], color="tab:blue", linewidth=1.2)
     if reference_loss is not None:
-        left.axhline(reference_loss, color="grey", linestyle="--", linewidth=1)
-        left.annotate("ln K: nothing learnt", (0, reference_loss), fontsize=8, color="grey", va="bottom")
+        left.axhline(reference_loss, color="grey", linestyle="--", linewidth=1, label="ln K: nothing learnt")
+        left.legend(fontsize=8, frameon=False)
     left.set(xlabel="step", ylabel="loss", title="training loss")
     right.plot(
         [r["step"] for r in evaluations], [r[value] for r in evaluations], marker="o", markersize=3, color="tab:green"
     )
     if reference_value is not None:
-        right.axhline(reference_value, color="grey", linestyle="--", linewidth=1)
-        right.annotate("random weights", (0, reference_value), fontsize=8, color="grey", va="bottom")
+        right.axhline(reference_value, color="grey", linestyle="--", linewidth=1, label="random weights")
+        right.legend(fontsize=8, frameon=False)
     right.set(xlabel="step", ylabel="top-1 (%)", title="online kNN accuracy")
     for axis in (left, right):
         axis.grid(alpha=0.3)
@@ -93,18 +93,17 @@ def embedding_map(
     from sklearn.manifold import TSNE  # slow to import
 
     unit = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    points = TSNE(n_components=2, init="pca", perplexity=min(30.0, (len(unit) - 1) / 3), random_state=seed).fit_transform(
-        unit.cpu().numpy()
-    )
+    points = TSNE(
+        n_components=2, init="pca", perplexity=min(30.0, (len(unit) - 1) / 3), random_state=seed
+    ).fit_transform(unit.cpu().numpy())
     colours = plt.get_cmap("gist_rainbow")(np.linspace(0, 1, len(classes)))
     markers = "osD^v"
     figure, axis = plt.subplots(figsize=(8, 6.4))
     targets = labels.cpu().numpy()
     for label, name in enumerate(classes):
-        chosen = targets == label
-        axis.scatter(
-            *points[chosen].T, s=11, color=colours[label], marker=markers[label % len(markers)], label=name, linewidths=0
-        )
+        x, y = points[targets == label].T
+        marker = markers[label % len(markers)]
+        axis.scatter(x, y, s=11, color=colours[label], marker=marker, label=name, linewidths=0)
     axis.set(title=title, xticks=[], yticks=[])
     axis.legend(
         fontsize=7,

@@ -8,7 +8,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -99,6 +99,13 @@ class _Interval:
         for name, value in outputs.items():
             self.values.setdefault(name, []).append(value.detach())
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of evaluations and checkpoints out of the rate."""
+        since = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - since
+
     def means(self) -> dict[str, float]:
         """Means over the interval and over the ranks: the one place where training waits for the device."""
         if not self.values:
@@ -175,6 +182,7 @@ class Training:
         self._bad_steps = torch.zeros((), device=self.device)
         self._unreadable: set[str] = set()
         self._saved_step = -1
+        self._interval = _Interval()
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -202,10 +210,11 @@ class Training:
             while self.clock.step < self.last_step:
                 stopped = self._epoch(stop, agreement)
                 finished = self.clock.step_in_epoch == 0
-                if finished and not stopped:
-                    self._evaluate()
-                if finished or stopped or self.clock.step >= self.last_step:
-                    self._save(epoch_finished=finished)
+                with self._interval.paused():
+                    if finished and not stopped:
+                        self._evaluate()
+                    if finished or stopped or self.clock.step >= self.last_step:
+                        self._save(epoch_finished=finished)
                 if stopped:
                     self.monitor.say(f"stopped by a signal after step {self.clock.step}; saved")
                     return stop.number if stop.number is not None else int(signal.SIGTERM)
@@ -220,22 +229,21 @@ class Training:
         self.method.train()
         self.method.before_epoch(clock)
         self.batches.seek(clock.epoch, clock.step_in_epoch * self.accumulate)
-        interval = _Interval()
         loader = iter(self.loader)
         steps_left = min(clock.steps_per_epoch - clock.step_in_epoch, self.last_step - clock.step)
         for remaining in range(steps_left - 1, -1, -1):
             waiting = time.perf_counter()
             parts = list(itertools.islice(loader, self.accumulate))
-            interval.waited += time.perf_counter() - waiting
-            clock.logging = clock.step % self.log_every == 0 or remaining == 0
+            self._interval.waited += time.perf_counter() - waiting
+            clock.logging = clock.step % self.log_every == 0 or clock.step == self.last_step - 1
             outputs = self._step(parts)
-            interval.add(outputs)
-            interval.images += sum(map(len, parts)) * distributed.world_size()
+            self._interval.add(outputs)
+            self._interval.images += sum(map(len, parts)) * distributed.world_size()
             for part in parts:
                 self._name_unreadable(part.unreadable)
             if clock.logging:
-                self._log(interval)
-                interval = _Interval()
+                self._log(self._interval)
+                self._interval = _Interval()
             self.method.after_step(clock)
             clock.step += 1
             self.monitor.advance()
@@ -243,7 +251,8 @@ class Training:
                 agreement.finish()
                 return True
             if self.save_every and clock.step % self.save_every == 0 and remaining:
-                self._save(epoch_finished=False)
+                with self._interval.paused():
+                    self._save(epoch_finished=False)
         return False
 
     def _step(self, parts: Sequence[Batch]) -> dict[str, Tensor]:

@@ -43,8 +43,7 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[A
     results = context.Queue()
     port = free_port()
     processes = [
-        context.Process(target=_one_rank, args=(function, rank, size, port, arguments, results))
-        for rank in range(size)
+        context.Process(target=_one_rank, args=(function, rank, size, port, arguments, results)) for rank in range(size)
     ]
     for process in processes:
         process.start()

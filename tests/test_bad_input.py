@@ -11,10 +11,10 @@ import eval_knn
 import eval_linear
 import main_swav
 from src import cli
+from src.backbones import create_backbone
 from src.checkpoint import CheckpointStore, RunState
 from src.clock import Clock
 from src.methods.swav import SwAV
-from src.backbones import create_backbone
 from src.optim.larc import LARC
 from tests.helpers import run
 

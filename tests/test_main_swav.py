@@ -254,7 +254,11 @@ def test_unreadable_images_do_not_stop_a_run(patches, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_and_accumulated_runs_train(patches, tmp_path):
-    for name, extra in (("compile", ["--compile"]), ("accumulate", ["--accumulate", 2]), ("bf16", ["--precision", "bf16"])):
+    for name, extra in (
+        ("compile", ["--compile"]),
+        ("accumulate", ["--accumulate", 2]),
+        ("bf16", ["--precision", "bf16"]),
+    ):
         result = run(*command(patches, tmp_path / name, "--batch_size", 16, "--epochs", 1, "--workers", 0, *extra))
         assert result.returncode == 0, result.stderr
         assert read_run(tmp_path / name / "checkpoint.pth.tar")["epoch"] == 1

@@ -55,9 +55,7 @@ def test_published_widths_and_sizes(name, width, parameters):
 def test_names_and_shapes_are_the_published_ones(layout, arch, hidden, prototypes, batch_norm):
     published = json.loads((ROOT / "tests" / "layouts" / f"{layout}.json").read_text())["keys"]
     with torch.device("meta"):
-        method = SwAV(
-            create_backbone(arch), hidden_mlp=hidden, nmb_prototypes=prototypes, head_batch_norm=batch_norm
-        )
+        method = SwAV(create_backbone(arch), hidden_mlp=hidden, nmb_prototypes=prototypes, head_batch_norm=batch_norm)
     ours = [(n.removeprefix("backbone."), list(t.shape)) for n, t in method.state_dict().items() if n != "queue"]
     assert sorted(ours) == sorted((name, shape) for name, shape in published)
 

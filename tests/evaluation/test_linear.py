@@ -91,9 +91,7 @@ def _evaluate(features, labels, batch_size):
     for i, classifier in enumerate(probe.classifiers):
         nn.init.normal_(classifier.linear.weight, std=1.0 + i)
     dataset = FeatureDataset(torch.tensor(features), torch.tensor(labels))
-    shares = SequentialBatches(
-        len(dataset), batch_size, rank=distributed.rank(), world_size=distributed.world_size()
-    )
+    shares = SequentialBatches(len(dataset), batch_size, rank=distributed.rank(), world_size=distributed.world_size())
     values = evaluate_probe(probe, make_loader(dataset, shares, workers=0), lambda batch: batch)
     logits = probe.logits(torch.tensor(features)).detach().numpy()
     return values, logits, probe.best_top1.numpy()
