@@ -161,6 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ------------------------------------------------------------------------------------------- model, optimiser
     cli.seed_everything(args.seed, args.deterministic)
     queue_rows = rows_per_rank(args.queue_length, args.batch_size, world.size)
+    if args.queue_length and not queue_rows:
+        raise UserError(
+            f"--queue_length {args.queue_length} does not hold one batch of {args.batch_size * world.size} images"
+        )
     method = SwAV(
         create_backbone(args.arch, width=args.width, stem=args.stem),
         feat_dim=args.feat_dim,
@@ -277,8 +281,8 @@ def echo(
             f"queue      {queue_rows * ranks} embeddings ({queue_rows} a process), filled from epoch "
             f"{args.epoch_queue_starts + 1} on"
         )
-    if args.queue_length and not queue_rows:
-        monitor.warn(f"--queue_length {args.queue_length} is less than one global batch, so there is no queue")
+    if args.queue_length != queue_rows * ranks:
+        monitor.warn(f"--queue_length {args.queue_length} is no multiple of the batch; rounded down as published")
     seen = batch // args.accumulate + queue_rows * ranks
     if max(args.nmb_prototypes) > seen:
         monitor.warn(

@@ -39,7 +39,7 @@ MODEL = ["--arch", "resnet18", "--width", "0.25", "--stem", "small"]
 # tells photographs apart, so its jitter is mild; grayscale and blur are off.
 CROPS = {"size_crops": [32], "nmb_crops": [2], "min_scale_crops": [0.15], "max_scale_crops": [0.6]}
 COLOURS = {"jitter_strength": 0.25, "grayscale": 0.0, "blur": 0.0}
-PROTOTYPES = 100
+PROTOTYPES = 64
 EVAL_SIZE = 64
 # Features of an untrained network are large and want small learning rates, those of a trained one larger ones.
 LEARNING_RATES = [0.001, 0.01, 0.1, 1, 10]

@@ -322,7 +322,8 @@ class Training:
         timings = {"loss", "images_per_second", "waiting_for_data", *self.schedules}
         rest = {name: value for name, value in values.items() if name not in timings}
         if rest:
-            self.monitor.say("  " + "  ".join(f"{n.replace('_', ' ')} {number(v)}" for n, v in rest.items()))
+            prefix = "  health: " if self.health.checks else "  "
+            self.monitor.say(prefix + "  ".join(f"{n.replace('_', ' ')} {number(v)}" for n, v in rest.items()))
         for verdict in self.health.update(clock.step, values):
             self.monitor.warn(verdict)
 

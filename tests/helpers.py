@@ -68,10 +68,10 @@ def torchrun(processes: int) -> list[str]:
 
 
 def run(
-    *arguments: object, launcher: list[str] | None = None, env: dict[str, str] | None = None
+    *arguments: object, launcher: list[str] | None = None, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
     """Runs a script in the repository, as a user does, with one thread for each process."""
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        script(*arguments, launcher=launcher), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
+        script(*arguments, launcher=launcher), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout
     )

@@ -99,6 +99,8 @@ SWAV = [
     (["--temperature", "0"], "must be positive"),
     (["--epsilon", "0.0001"], "numerically hard"),
     (["--sinkhorn_iterations", "0"], "must be at least 1"),
+    (["--queue_length", "7"], "does not hold one batch of 8"),
+    (["--queue_length", "12.5"], "is not a whole number"),
     # optimisation
     (["--epochs", "0"], "must be at least 1"),
     (["--warmup_epochs", "1"], "leaves nothing of --epochs"),

@@ -212,6 +212,7 @@ def seed_command() -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_published_command_starts_as_it_stands(patches, tmp_path):
     """ResNet-50 at 2x224 + 6x96; only the paths, the device and the number of steps are ours."""
     arguments = [str(patches / "train") if a == "DATA" else a for a in seed_command()]
