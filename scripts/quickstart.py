@@ -172,10 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         linear = f"{row['linear']:.1f} %" if "linear" in row else "-"
         print(f"{row['name']:<28}{row['knn10']:>7.1f} %{linear:>9}")
-    print(
-        f"\n{args.epochs} epochs, {duration(summary['seconds'])} in all. Pictures (crops.png, curves.png, embeddings.png)"
-    )
-    print(f"and summary.json are in {out}")
+    print(f"\n{args.epochs} epochs, {duration(summary['seconds'])} in all. Pictures and summary.json are in {out}:")
+    print(", ".join(path.name for path in sorted(out.glob("*.png"))))
     return 0
 
 
