@@ -1,6 +1,6 @@
 """SwAV on real images in minutes, on two CPU cores: cut patches, train, judge, draw.
 
-    python scripts/quickstart.py [--epochs 12] [--out runs/quickstart]
+    python scripts/quickstart.py [--epochs 10] [--out runs/quickstart]
 
 Everything is done by the scripts a user would call; their command lines are printed. Started again, it continues
 where it was stopped.
@@ -147,7 +147,7 @@ def draw(patches: Path, run: Path, out: Path, checkpoint: Path, baseline: float)
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=cli.positive, default=12, help="more simply gets better (default: 12)")
+    parser.add_argument("--epochs", type=cli.positive, default=10, help="more simply gets better (default: 10)")
     parser.add_argument("--out", default="runs/quickstart", help="folder of the results (default: runs/quickstart)")
     args = parser.parse_args(argv)
     started = time.monotonic()
