@@ -8,6 +8,7 @@ import itertools
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,13 +164,16 @@ class Training:
     def __post_init__(self) -> None:
         self.model: nn.Module = self.method
         if distributed.is_active():
-            self.model = DistributedDataParallel(
-                self.method,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                # batch-norm statistics are made equal where they are read; queues differ between ranks on purpose
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                # torch 2.15 prefers a name for `broadcast_buffers` that torch 2.11 does not know
+                warnings.simplefilter("ignore", FutureWarning)
+                self.model = DistributedDataParallel(
+                    self.method,
+                    device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                    # batch-norm statistics are made equal where they are read; queues differ between ranks on purpose
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scales_loss)
         self.state = RunState(
             self.method,

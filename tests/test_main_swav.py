@@ -105,21 +105,33 @@ def wait_for_steps(process, folder, count):
         time.sleep(0.005)
 
 
-LONG = ("--epochs", 3, "--batch_size", 8, "--log_every", 1, "--save_every", 2, "--queue_length", 16,
+def children_of(pid: int) -> list[int]:
+    """Its child processes; torchrun gives each rank a session of its own."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def kill_everything(process: "subprocess.Popen[str]") -> None:
+    """kill -9 for a script and its workers, or for a launcher, its ranks and their workers, at one moment."""
+    sessions = {os.getsid(pid) for pid in [process.pid, *children_of(process.pid)]}
+    for session in sessions:
+        os.killpg(session, signal.SIGKILL)
+    process.communicate()
+
+
+LONG = ("--epochs", 8, "--batch_size", 8, "--log_every", 1, "--save_every", 2, "--queue_length", 16,
         "--epoch_queue_starts", 1, "--freeze_prototypes_niters", 5)  # fmt: skip
 
 
 def kill_until_done(arguments, folder, kills, launcher=None, seed=0):
-    """Starts the run, kills -9 its whole session at random moments, and lets the last start finish."""
+    """Starts the run, kills -9 all of it at random moments, and lets the last start finish."""
     chance = random.Random(seed)
     workers = 0
     for _ in range(kills):
         process = start([*arguments, "--workers", workers], launcher and launcher())
-        wait_for_steps(process, folder, logged_steps(folder) + chance.randint(3, 9))
-        time.sleep(chance.random() * 0.1)
+        wait_for_steps(process, folder, logged_steps(folder) + chance.randint(2, 6))
+        time.sleep(chance.random() * 0.05)
         assert process.poll() is None, process.stdout.read()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill_everything(process)
         workers = 2 - workers  # the number of workers makes no difference
     process = start([*arguments, "--workers", workers], launcher and launcher())
     output, _ = process.communicate(timeout=240)
@@ -169,8 +181,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(patches, tmp_path):
     extra = ("--epochs", 40, "--batch_size", 4, "--log_every", 1, "--workers", 0)
     process = start(command(patches, tmp_path, *extra), launcher=torchrun(2))
     wait_for_steps(process, tmp_path, 5)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGUSR1)
+    os.kill(children_of(process.pid)[-1], signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert "stopped by a signal after step" in output
     content = read_run(tmp_path / "checkpoint.pth.tar")
