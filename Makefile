@@ -1,7 +1,7 @@
 # `make quickstart` and `make test` need python >= 3.11 and nothing else: each makes the environment first.
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --disable-pip-version-check --quiet
-EPOCHS ?= 10
+EPOCHS ?= 12
 
 .PHONY: quickstart test slow lint clean
 

@@ -1,6 +1,6 @@
 """SwAV on real images in minutes, on two CPU cores: cut patches, train, judge, draw.
 
-    python scripts/quickstart.py [--epochs 10] [--out runs/quickstart]
+    python scripts/quickstart.py [--epochs 12] [--out runs/quickstart]
 
 Everything is done by the scripts a user would call; their command lines are printed. Started again, it continues
 where it was stopped.
@@ -39,7 +39,7 @@ MODEL = ["--arch", "resnet18", "--width", "0.25", "--stem", "small"]
 # tells photographs apart, so its jitter is mild; grayscale and blur are off.
 CROPS = {"size_crops": [32], "nmb_crops": [2], "min_scale_crops": [0.15], "max_scale_crops": [0.6]}
 COLOURS = {"jitter_strength": 0.25, "grayscale": 0.0, "blur": 0.0}
-PROTOTYPES = 64
+PROTOTYPES = 100
 EVAL_SIZE = 64
 # Features of an untrained network are large and want small learning rates, those of a trained one larger ones.
 LEARNING_RATES = [0.001, 0.01, 0.1, 1, 10]
@@ -69,18 +69,19 @@ def train(patches: Path, run: Path, epochs: int) -> None:
         "nmb_prototypes": PROTOTYPES,
         "hidden_mlp": 256,
         "feat_dim": 64,
-        "batch_size": 64,
+        "batch_size": 100,
         "epochs": epochs,
         "base_lr": 2.4,
         "warmup_epochs": 0,
-        "freeze_prototypes_niters": 66,  # one epoch
+        "freeze_prototypes_niters": 42,  # one epoch
     }
     online = {
-        "knn_freq": max(1, epochs // 6),
+        "knn_freq": max(1, epochs // 5),
+        "knn_train_images": 1500,
         "eval_size": EVAL_SIZE,
         "eval_resize": EVAL_SIZE,
         "knn_k": 10,
-        "log_every": 33,
+        "log_every": 21,
     }
     here = {"workers": min(2, os.cpu_count() or 1), "device": "cpu", "dump_path": run}
     call("main_swav.py", "--data_path", patches / "train", *MODEL, *flags({**recipe, **online, **here}))
@@ -147,7 +148,7 @@ def draw(patches: Path, run: Path, out: Path, checkpoint: Path, baseline: float)
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=cli.positive, default=10, help="more simply gets better (default: 10)")
+    parser.add_argument("--epochs", type=cli.positive, default=12, help="more simply gets better (default: 12)")
     parser.add_argument("--out", default="runs/quickstart", help="folder of the results (default: runs/quickstart)")
     args = parser.parse_args(argv)
     started = time.monotonic()

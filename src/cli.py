@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import torchvision
 from src import distributed
 from src.checkpoint import write_atomically
 from src.data.datasets import TORCHVISION_SETS
-from src.errors import UserError
+from src.errors import Diverged, UserError
 
 # Flags of the published code and its launchers that have no effect any more: name -> what replaces them.
 RETIRED = {
@@ -114,33 +115,30 @@ def distributed_rank() -> int:
 
 def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Runs a script. A user's mistake is one line on stderr and exit code 2; a diverged training, exit code 1."""
-    from src.training import Diverged
-
-    code = 0
     try:
         code = main(None)
     except UserError as error:
-        # Before the ranks have met, all of them stumble over the same mistake; later it may be one rank's own.
-        rank = distributed_rank()
-        if rank == 0 or distributed.is_active():
-            prefix = f"[rank {rank}] " if rank else ""
-            print(f"error: {prefix}{_own_message(error)}", file=sys.stderr, flush=True)
-        code = 2
+        _fail(_own_message(error), 2)
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        code = 1
+        _fail(str(error), 1)
     except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        code = 141
-    if code in (0, 130) or code > 2:
-        distributed.stop()
-        sys.exit(code)
-    # Other ranks may wait in a collective that this one never joins: leave without the orderly shutdown, so that the
-    # launcher sees the failure and ends them.
-    sys.stdout.flush()
-    os._exit(code) if distributed.is_active() else sys.exit(code)
-    raise AssertionError
+        code = 128 + signal.SIGINT
+    distributed.stop()
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    rank = distributed_rank()
+    # Before the ranks have met, all of them stumble over the same mistake; later it may be one rank's own.
+    if rank == 0 or distributed.is_active():
+        prefix = f"[rank {rank}] " if rank else ""
+        print(f"error: {prefix}{message}", file=sys.stderr, flush=True)
+    if distributed.is_active():
+        # Other ranks may wait in a collective that this one never joins: leave without the orderly shutdown, so that
+        # the launcher sees the failure and ends them.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _own_message(error: UserError) -> str:
@@ -311,5 +309,5 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)  # an operation without such a kernel is named
     torch.backends.cudnn.benchmark = not deterministic

@@ -25,15 +25,11 @@ from src.checkpoint import CheckpointStore, RunState
 from src.clock import Clock
 from src.data.loading import Batch, ResumableBatches
 from src.diagnostics import HealthMonitor
-from src.errors import UserError
+from src.errors import Diverged, UserError
 from src.methods.base import Method
 from src.monitor import Monitor, duration, number
 
 Schedule = Callable[[Clock], float]
-
-
-class Diverged(RuntimeError):
-    """The loss is no longer finite."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from src.checkpoint import CheckpointStore
 from src.clock import Clock
 from src.data.loading import ResumableBatches, Sample, make_loader
 from src.diagnostics import Check
-from src.errors import UserError
+from src.errors import Diverged, UserError
 from src.methods.base import Method
 from src.monitor import Monitor, duration, read_log
-from src.training import Diverged, Training, choose_precision
+from src.training import Training, choose_precision
 
 CPU = torch.device("cpu")
 
