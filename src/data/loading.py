@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -216,6 +217,8 @@ def make_loader(
     if workers < 0:
         raise UserError(f"--workers {workers}: expected 0 (load in the training process) or more")
     if workers:
+        # torch warns about more workers than cores; the log's share of time waiting for data is what tells
+        warnings.filterwarnings("ignore", message=".*worker processes in total.*")
         atexit.unregister(_kill_workers)
         atexit.register(_kill_workers)
     return DataLoader(
