@@ -110,8 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return warmup_cosine(clock.epoch, total=args.epochs, base=1.0, final=args.final_lr / args.lr[0])
 
     checkpoints = CheckpointStore(Path(args.dump_path) / "linear", vars(args), frequency=args.epochs)
-    if args.resume == "never" and checkpoints.candidates():
-        raise UserError(f"{checkpoints.folder} holds checkpoints: choose another --dump_path, or --resume auto")
     monitor = Monitor(checkpoints.folder)
     monitor.say(cli.command_line())
     monitor.say(f"{subject.description}; {len(subject.train)} training and {len(subject.test)} test images")
@@ -131,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluate_every=args.eval_freq,
         log_every=args.log_every,
         max_steps=args.max_steps,
-        resume=None if args.resume == "never" else args.resume,
     )
     try:
+        training.restore(args.resume)
         stopped_by = training.run()
         if stopped_by is not None:
             return 128 + stopped_by

@@ -204,11 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ------------------------------------------------------------------------------------------- judge, run
     knn = online_knn(args, prepare) if args.knn_freq else None
     checkpoints = CheckpointStore(args.dump_path, vars(args), args.checkpoint_freq, args.keep_last)
-    if args.resume == "never" and checkpoints.candidates():
-        raise UserError(f"{args.dump_path} holds checkpoints: choose another --dump_path, or --resume auto")
     monitor = Monitor(args.dump_path, args.tensorboard)
-    if world.is_main:
-        cli.save_settings(args.dump_path, args)
     echo(args, monitor, method, clock, precision.name, len(images), queue_rows)
     training = Training(
         method=method,
@@ -229,9 +225,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_every=args.log_every,
         save_every=args.save_every,
         max_steps=args.max_steps,
-        resume=None if args.resume == "never" else args.resume,
     )
     try:
+        training.restore(args.resume)
+        if world.is_main:
+            cli.save_settings(args.dump_path, args)
         stopped_by = training.run()
     finally:
         monitor.close()

@@ -223,7 +223,7 @@ class CheckpointStore:
         latest = self.folder / "checkpoint.pth.tar"
         return [*self._rolling(), *([latest] if latest.exists() else []), *kept]
 
-    def newest(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    def newest(self, warn: Callable[[str], None]) -> str | None:
         """The newest readable checkpoint; names each newer one that is not. None when there is no file at all.
 
         Raises UserError when there are files and none is usable, so that nothing of the user's is overwritten.
@@ -231,7 +231,8 @@ class CheckpointStore:
         candidates = self.candidates()
         for path in candidates:
             try:
-                return path, read_run(path)
+                read_run(path)
+                return str(path)
             except UserError as error:
                 warn(f"{error}; trying the one before")
         if candidates:
@@ -241,8 +242,11 @@ class CheckpointStore:
             )
         return None
 
-    def resume(self, state: RunState, warn: Callable[[str], None], path: Path | None = None) -> Path | None:
-        """Fills the state from ``path``, or from the newest readable checkpoint; None when there is none.
+    def resume(self, state: RunState, warn: Callable[[str], None], which: str = "auto") -> Path | None:
+        """Fills the state from a checkpoint and returns its path; None when there is none.
+
+        ``which`` is ``auto`` for the newest readable checkpoint of the run, the path of a certain one, or ``never``
+        for a fresh start, which is refused where it would overwrite something.
 
         Exact on the same number of ranks and batch size. Otherwise the position is carried over by epochs, ranks'
         buffers are shared out anew, and a warning says what cannot be bit-exact.
@@ -250,8 +254,7 @@ class CheckpointStore:
         chosen: Any = None
         if distributed.is_main():
             try:
-                found = (path, read_run(path)) if path is not None else self.newest(warn)
-                chosen = found and str(found[0])
+                chosen = self._choose(which, warn)
             except UserError as error:
                 chosen = error
         chosen = distributed.broadcast_object(chosen)
@@ -261,9 +264,18 @@ class CheckpointStore:
             return None
         if not Path(chosen).exists():
             raise UserError(f"rank {distributed.rank()} does not see {chosen}: --dump_path must be on a shared disk")
-        content = read_run(chosen)
-        _restore(state, content, chosen, warn)
+        _restore(state, read_run(chosen), chosen, warn)
         return Path(chosen)
+
+    def _choose(self, which: str, warn: Callable[[str], None]) -> str | None:
+        if which == "auto":
+            return self.newest(warn)
+        if which == "never":
+            if self.candidates():
+                raise UserError(f"{self.folder} holds checkpoints: choose another --dump_path, or --resume auto")
+            return None
+        read_run(which)
+        return which
 
 
 def read_run(path: str | Path) -> dict[str, Any]:

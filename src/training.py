@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -134,7 +133,6 @@ class Training:
         log_every: steps between log lines.
         save_every: steps between checkpoints inside an epoch; 0 = at the end of each epoch only.
         max_steps: stop (and save) after so many steps in all.
-        resume: None starts fresh, "auto" continues from the newest checkpoint, a path from that one.
     """
 
     method: Method
@@ -155,7 +153,6 @@ class Training:
     log_every: int = 50
     save_every: int = 0
     max_steps: int | None = None
-    resume: str | None = "auto"
 
     def __post_init__(self) -> None:
         self.model: nn.Module = self.method
@@ -191,19 +188,19 @@ class Training:
         total = self.clock.total_steps
         return total if self.max_steps is None else min(total, self.max_steps)
 
+    def restore(self, which: str) -> None:
+        """Continues from a checkpoint, before :meth:`run`; ``which`` as in :meth:`CheckpointStore.resume`."""
+        assert self.checkpoints is not None
+        path = self.checkpoints.resume(self.state, self.monitor.warn, which)
+        if path is not None:
+            self._saved_step = self.clock.step
+            self.monitor.say(f"continuing from {path}: epoch {self.clock.epoch}, step {self.clock.step_in_epoch} of it")
+
     def run(self) -> int | None:
         """Trains to the end. Returns the number of the signal that stopped it early, or None.
 
         Raises Diverged when the loss stops being finite; no checkpoint is written after that happened.
         """
-        if self.checkpoints is not None and self.resume is not None:
-            from_path = None if self.resume == "auto" else Path(self.resume)
-            path = self.checkpoints.resume(self.state, self.monitor.warn, from_path)
-            if path is not None:
-                self._saved_step = self.clock.step
-                self.monitor.say(
-                    f"continuing from {path}: epoch {self.clock.epoch}, step {self.clock.step_in_epoch} of it"
-                )
         self.monitor.start_bar(self.clock, self.last_step)
         agreement = distributed.Agreement()
         with StopSignal() as stop:

@@ -187,8 +187,11 @@ def test_resume_from_a_path(tmp_path):
     store = CheckpointStore(tmp_path / "a", {})
     store.save(make_state(step=5))
     state = make_state()
-    CheckpointStore(tmp_path / "b", {}).resume(state, print, tmp_path / "a" / "checkpoint.pth.tar")
+    CheckpointStore(tmp_path / "b", {}).resume(state, print, str(tmp_path / "a" / "checkpoint.pth.tar"))
     assert state.clock.step == 5
     with pytest.raises(UserError, match="does not exist"):
-        store.resume(state, print, tmp_path / "nowhere.pth")
-    assert CheckpointStore(tmp_path / "c", {}).resume(state, print) is None
+        store.resume(state, print, str(tmp_path / "nowhere.pth"))
+    for which in ("auto", "never"):
+        assert CheckpointStore(tmp_path / "c", {}).resume(state, print, which) is None
+    with pytest.raises(UserError, match="holds checkpoints"):
+        store.resume(state, print, "never")

@@ -78,7 +78,7 @@ def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, **options)
     clock = Clock(len(batches) // options.get("accumulate", 1), epochs)
     groups = [{"params": [method.backbone[0].weight]}, {"params": [method.backbone[0].bias], "lr_scale": 0.5}]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-    return Training(
+    training = Training(
         method=method,
         optimizer=optimizer,
         loader=make_loader(Points(), batches, workers=workers),
@@ -92,6 +92,9 @@ def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, **options)
         checkpoints=None if folder is None else CheckpointStore(folder, {}),
         **options,
     )
+    if folder is not None:
+        training.restore("auto")
+    return training
 
 
 def state_of(training):
