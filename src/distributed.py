@@ -174,6 +174,29 @@ def all_reduce_(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
     return tensor
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+def sum_with_gradient(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum over the ranks of a group (None: all), as a new tensor.
+
+    Its gradient is summed over the ranks too: that of the sum of all ranks' losses, as for one joined batch.
+    """
+    return tensor if world_size() == 1 else _Sum.apply(tensor, group)
+
+
 def all_gather_rows(tensor: Tensor) -> Tensor:
     """(n_r, ...) on each rank -> (sum of n_r, ...), in rank order; the ranks may have different n_r. No gradient."""
     if world_size() == 1:

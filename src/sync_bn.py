@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,10 +24,6 @@ class CPUSyncBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
-    def _sum_over_ranks(self, x: Tensor) -> Tensor:
-        group = self.process_group if self.process_group is not None else dist.group.WORLD
-        return differentiable.all_reduce(x, group=group)
-
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
@@ -36,10 +31,10 @@ class CPUSyncBatchNorm(_BatchNorm):
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.float()
-        count = self._sum_over_ranks(x.new_tensor([x.numel() / x.shape[1]]))
-        mean = self._sum_over_ranks(x.sum(axes)) / count
+        count = distributed.sum_with_gradient(x.new_tensor([x.numel() / x.shape[1]]), self.process_group)
+        mean = distributed.sum_with_gradient(x.sum(axes), self.process_group) / count
         centred = x - mean.view(shape)
-        variance = self._sum_over_ranks(centred.square().sum(axes)) / count
+        variance = distributed.sum_with_gradient(centred.square().sum(axes), self.process_group) / count
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None

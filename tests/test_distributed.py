@@ -71,6 +71,22 @@ def test_collectives():
     assert distributed.broadcast_object(5) == 5
 
 
+def _sum():
+    rank = distributed.rank()
+    x = torch.tensor([1.0 + rank, 2.0], requires_grad=True)
+    total = distributed.sum_with_gradient(x)
+    (total * (rank + 1) * torch.tensor([1.0, 10.0])).sum().backward()
+    return total.detach().numpy(), x.grad.numpy()
+
+
+def test_the_sum_has_the_gradient_of_all_ranks_losses():
+    for total, grad in on_ranks(2, _sum):
+        np.testing.assert_array_equal(total, [3, 4])
+        np.testing.assert_array_equal(grad, [3, 30])
+    x = torch.ones(2)
+    assert distributed.sum_with_gradient(x) is x
+
+
 def _agree():
     agreement = distributed.Agreement()
     answers = [agreement.any(distributed.rank() == 1 and step == 3) for step in range(6)]

@@ -111,7 +111,8 @@ class SwAV(Method):
                     swapped_prediction_loss(scores_VBK, assignments_ABK, self.crops_for_assign, self.temperature)
                 )
             self._push(assigned_ABD, clock)
-            outputs = {"loss": torch.stack(losses).mean()}
+            loss = torch.stack(losses).mean()
+            outputs = {"loss": loss, "loss_over_ln_k": loss.detach() / math.log(len(self.prototypes_used))}
             self._watch(outputs, assignments[0], assigned_ABD, clock)
         return outputs
 

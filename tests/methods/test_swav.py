@@ -223,9 +223,11 @@ def test_two_ranks_equal_one_process_on_the_whole_batch():
 
 def test_health_values_appear_on_logging_steps_only():
     method = make()
-    assert set(method(make_batch(), clock())) == {"loss"}
+    values = method(make_batch(), clock())
+    assert set(values) == {"loss", "loss_over_ln_k"}
+    assert values["loss_over_ln_k"].item() == pytest.approx(values["loss"].item() / math.log(7), rel=1e-6)
     values = method(make_batch(), clock(logging=True))
-    assert set(values) == {"loss", "assignment_entropy", "prototypes_in_use", "feature_std", "rankme"}
+    assert set(values) == {"loss", "loss_over_ln_k", "assignment_entropy", "prototypes_in_use", "feature_std", "rankme"}
     assert 0 < values["prototypes_in_use"] <= 1
     assert not method.prototypes_used.any()  # gathered anew until the next log line
     assert not any("prototypes_used" in name for name in method.state_dict())
