@@ -34,6 +34,27 @@ from src.errors import UserError
 
 FORMAT = "ssl-vision-training/1"
 
+# Flags that say how, where or how long a run goes, and not what it computes.
+NEUTRAL_SETTINGS = frozenset(
+    [
+        "data_path",
+        "dump_path",
+        "resume",
+        "workers",
+        "device",
+        "dist_url",
+        "tensorboard",
+        "log_every",
+        "save_every",
+        "max_steps",
+        "keep_last",
+        "checkpoint_freq",
+        "knn_freq",
+        "eval_freq",
+        "val_path",
+    ]
+)
+
 
 # ---------------------------------------------------------------------------------------------------- single files
 
@@ -264,8 +285,17 @@ class CheckpointStore:
             return None
         if not Path(chosen).exists():
             raise UserError(f"rank {distributed.rank()} does not see {chosen}: --dump_path must be on a shared disk")
-        _restore(state, read_run(chosen), chosen, warn)
+        content = read_run(chosen)
+        _restore(state, content, chosen, warn)
+        changes = self._changed_settings(content["settings"])
+        if changes and distributed.is_main():
+            warn(f"settings changed since the checkpoint was written: {changes}")
         return Path(chosen)
+
+    def _changed_settings(self, old: Mapping[str, Any]) -> str:
+        """``epochs 100 -> 200, ...``, without settings that do not touch what is computed."""
+        changed = [n for n in self.settings if n in old and n not in NEUTRAL_SETTINGS and old[n] != self.settings[n]]
+        return ", ".join(f"{name} {old[name]} -> {self.settings[name]}" for name in changed)
 
     def _choose(self, which: str, warn: Callable[[str], None]) -> str | None:
         if which == "auto":

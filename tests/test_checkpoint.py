@@ -183,6 +183,15 @@ def test_another_number_of_ranks_shares_out_anew_and_says_so(tmp_path):
     assert "not bit-exact" in warnings[0]
 
 
+def test_changed_settings_are_named(tmp_path):
+    CheckpointStore(tmp_path, {"epochs": 100, "base_lr": 0.6, "workers": 4}).save(make_state())
+    warnings = []
+    CheckpointStore(tmp_path, {"epochs": 200, "base_lr": 0.6, "workers": 2, "new": 1}).resume(
+        make_state(), warnings.append
+    )
+    assert warnings == ["settings changed since the checkpoint was written: epochs 100 -> 200"]
+
+
 def test_resume_from_a_path(tmp_path):
     store = CheckpointStore(tmp_path / "a", {})
     store.save(make_state(step=5))
