@@ -35,24 +35,9 @@ from src.errors import UserError
 FORMAT = "ssl-vision-training/1"
 
 # Flags that say how, where or how long a run goes, and not what it computes.
-NEUTRAL_SETTINGS = frozenset(
-    [
-        "data_path",
-        "dump_path",
-        "resume",
-        "workers",
-        "device",
-        "dist_url",
-        "tensorboard",
-        "log_every",
-        "save_every",
-        "max_steps",
-        "keep_last",
-        "checkpoint_freq",
-        "knn_freq",
-        "eval_freq",
-        "val_path",
-    ]
+NEUTRAL_SETTINGS = (
+    *("data_path", "val_path", "dump_path", "resume", "workers", "device", "dist_url", "tensorboard", "max_steps"),
+    *("log_every", "save_every", "keep_last", "checkpoint_freq", "knn_freq", "eval_freq"),
 )
 
 
