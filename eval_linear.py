@@ -113,6 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     monitor = Monitor(checkpoints.folder)
     monitor.say(cli.command_line())
     monitor.say(f"{subject.description}; {len(subject.train)} training and {len(subject.test)} test images")
+    clock = Clock(len(batches), args.epochs)
+    judged: dict[int, dict[str, float]] = {}  # by step, so that the end is not judged twice
+
+    def judge() -> dict[str, float]:
+        if clock.step not in judged:
+            judged[clock.step] = evaluate_probe(probe, test_loader, prepare)
+        return judged[clock.step]
+
     training = Training(
         method=probe,
         optimizer=optimizer,
@@ -120,12 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         batches=batches,
         prepare=prepare,
         schedules={"lr": share_of_lr},
-        clock=Clock(len(batches), args.epochs),
+        clock=clock,
         device=world.device,
         precision=precision,
         monitor=monitor,
         checkpoints=checkpoints,
-        evaluate=lambda: evaluate_probe(probe, test_loader, prepare),
+        evaluate=judge,
         evaluate_every=args.eval_freq,
         log_every=args.log_every,
         max_steps=args.max_steps,
@@ -135,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped_by = training.run()
         if stopped_by is not None:
             return 128 + stopped_by
-        report(args, subject, probe, evaluate_probe(probe.eval(), test_loader, prepare), monitor)
+        probe.eval()
+        report(args, subject, probe, judge(), monitor)
     finally:
         monitor.close()
     return 0

@@ -17,6 +17,7 @@ from src.backbones import create_backbone
 from src.checkpoint import CheckpointStore
 from src.clock import Clock
 from src.data.datasets import (
+    ImageSource,
     evenly_spread,
     find_val_beside,
     first_images,
@@ -147,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ------------------------------------------------------------------------------------------- processes, data
     world = distributed.start(args.device, args.dist_url)
     precision = choose_precision(args.precision or ("auto" if args.use_fp16 else "fp32"), world.device)
-    images = first_images(open_images(args.dataset, args.data_path, "pretrain", args.download), args.size_dataset)
+    source = open_images(args.dataset, args.data_path, "pretrain", args.download)
+    images = first_images(source, args.size_dataset)
     batches = ResumableBatches(len(images), args.batch_size, rank=world.rank, world_size=world.size)
     steps_per_epoch = len(batches) // args.accumulate
     if steps_per_epoch == 0:
@@ -202,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     # ------------------------------------------------------------------------------------------- judge, run
-    knn = online_knn(args, prepare) if args.knn_freq else None
+    knn = online_knn(args, source, prepare) if args.knn_freq else None
     checkpoints = CheckpointStore(args.dump_path, vars(args), args.checkpoint_freq, args.keep_last)
     monitor = Monitor(args.dump_path, args.tensorboard)
     echo(args, monitor, method, clock, precision.name, len(images), queue_rows)
@@ -236,12 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if stopped_by is None else 128 + stopped_by
 
 
-def online_knn(args: argparse.Namespace, prepare: ToDevice) -> KNNEvaluation:
+def online_knn(args: argparse.Namespace, source: ImageSource, prepare: ToDevice) -> KNNEvaluation:
     """kNN from the training images to the validation images."""
     if args.dataset == "folder":
         val_path = Path(args.val_path) if args.val_path else find_val_beside(args.data_path)
         val = open_images("folder", val_path)
-        train = open_images("folder", args.data_path)
+        train = source
         require_labels(train, args.data_path)
         require_labels(val, val_path)
     else:
