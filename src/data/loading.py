@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -113,6 +114,15 @@ def collate(samples: list[Sample]) -> Batch:
         indices=torch.tensor([sample.image for sample in samples]),
         unreadable=[name for sample in samples for name in sample.unreadable],
     )
+
+
+def warn_unreadable(names: Sequence[str]) -> None:
+    """One line on stderr for images that an evaluation could not read; none when there are none."""
+    if names:
+        print(
+            f"warning: {len(names)} unreadable images were replaced by the ones after them: {', '.join(names)}",
+            file=sys.stderr,
+        )
 
 
 class ResumableBatches:

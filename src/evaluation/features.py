@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from src import distributed
-from src.data.loading import Batch, Position, Sample, ToDevice
+from src.data.loading import Batch, Position, Sample, ToDevice, warn_unreadable
 
 
 @torch.no_grad()
@@ -28,12 +28,15 @@ def extract_features(
     was_training = backbone.training
     backbone.eval()
     features, labels, indices = [], [], []
+    unreadable: list[str] = []
     show = bool(what) and distributed.is_main()
     for batch in tqdm(loader, desc=what, disable=None if show else True, leave=False):
         batch = prepare(batch)
         features.append(backbone(batch.crops[0]).float())
         labels.append(batch.labels)
         indices.append(batch.indices)
+        unreadable += batch.unreadable
+    warn_unreadable(unreadable)
     backbone.train(was_training)
     parts = (torch.cat(part) if part else torch.empty(0) for part in (features, labels, indices))
     all_features, all_labels, all_indices = (distributed.all_gather_rows(part) for part in parts)

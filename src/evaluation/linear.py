@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from src import distributed
 from src.backbones.resnet import ResNet
 from src.clock import Clock
-from src.data.loading import Batch
+from src.data.loading import Batch, warn_unreadable
 from src.errors import UserError
 from src.methods.base import Method
 
@@ -124,13 +124,16 @@ def evaluate_probe(
     """
     num_classifiers = len(probe.learning_rates)
     totals = torch.zeros(3 * num_classifiers + 1, dtype=torch.float64)
+    unreadable: list[str] = []
     for batch in loader:
+        unreadable += batch.unreadable
         batch = prepare(batch)
         logits = probe.logits(batch.crops[0])
         top = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == batch.labels[:, None]
         losses = [F.cross_entropy(one, batch.labels, reduction="sum") for one in logits]
         counts = torch.cat([torch.stack(losses), top[..., 0].sum(-1), top.any(-1).sum(-1)]).double().cpu()
         totals += torch.cat([counts, torch.tensor([float(len(batch))])])
+    warn_unreadable(unreadable)
     distributed.all_reduce_(totals)
     loss, top1, top5 = (totals[:-1] / totals[-1]).view(3, num_classifiers)
     probe.best_top1.copy_(torch.maximum(probe.best_top1, (100 * top1).to(probe.best_top1)))

@@ -83,3 +83,14 @@ def test_online_evaluation(patches):
     perfect = KNNEvaluation(train, train, VIEW, PREPARE, k=1, workers=0)
     assert perfect(nn.Flatten())["knn_top1"] == 100.0
     assert not distributed.is_active()
+
+
+def test_unreadable_images_are_counted_and_named(tmp_path, patches, capsys):
+    for i, path in enumerate(sorted((patches / "test" / "leaf").iterdir())[:4]):
+        (tmp_path / f"{i}.png").write_bytes(path.read_bytes() if i != 1 else b"broken")
+    _features(tmp_path)
+    err = capsys.readouterr().err
+    assert "1 unreadable images were replaced by the ones after them" in err
+    assert str(tmp_path / "1.png") in err
+    _features(patches / "test")
+    assert capsys.readouterr().err == ""
