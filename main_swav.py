@@ -54,6 +54,7 @@ def build_parser() -> cli.Parser:
     crops.add_argument("--jitter_strength", type=float, default=1.0, help="of the colours; 0.5 suits small images")
     crops.add_argument("--grayscale", type=float, default=0.2, help="probability")
     crops.add_argument("--blur", type=float, default=0.5, help="probability; 0 suits images of some 32 pixels")
+    cli.add_augmentation_argument(crops)
 
     cli.add_backbone_arguments(parser)
     parser.add_argument("--zero_init_residual", type=cli.boolean, default=False, help="residual branches start at zero")
@@ -156,9 +157,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--accumulate {args.accumulate}: an epoch has only {len(batches)} batches")
     clock = Clock(steps_per_epoch, args.epochs)
     loader = make_loader(
-        ViewDataset(images, views, args.seed), batches, workers=args.workers, pin_memory=world.device.type == "cuda"
+        ViewDataset(images, views, args.seed, colours_on_device=cli.colours_on_device(args.augment_on, world.device)),
+        batches,
+        workers=args.workers,
+        pin_memory=world.device.type == "cuda",
     )
-    prepare = ToDevice(world.device, tuple(args.mean), tuple(args.std), channels_last=world.device.type == "cuda")
+    prepare = ToDevice(world.device, args.mean, args.std, channels_last=world.device.type == "cuda")
 
     # ------------------------------------------------------------------------------------------- model, optimiser
     cli.seed_everything(args.seed, args.deterministic)

@@ -126,7 +126,8 @@ def draw(patches: Path, run: Path, out: Path, checkpoint: Path, baseline: float)
     train_images = FolderImages(patches / "train")
     dataset = ViewDataset(train_images, views)
     some = [dataset[Position(0, index)] for index in range(0, len(dataset), len(dataset) // 8)][:8]
-    originals = collate([s._replace(views=[CentreView(64, 64).apply(train_images.load(s.image), None)]) for s in some])
+    whole = ViewDataset(train_images, [CentreView(64, 64)])
+    originals = collate([whole[Position(0, sample.image)] for sample in some])
     crops_mosaic([*originals.crops, *collate(some).crops], out / "crops.png")
     training_curves(
         read_log(run / "log.jsonl", "train"),
@@ -138,7 +139,7 @@ def draw(patches: Path, run: Path, out: Path, checkpoint: Path, baseline: float)
     loaded = load_backbone(checkpoint)
     device = torch.device("cpu")
     test_images = FolderImages(patches / "test")
-    prepare = ToDevice(device, tuple(loaded.settings["mean"]), tuple(loaded.settings["std"]))
+    prepare = ToDevice(device, loaded.settings["mean"], loaded.settings["std"])
     loader = loader_of(test_images, CentreView(EVAL_SIZE, EVAL_SIZE), 256, 1, device)
     features, labels = extract_features(loaded.backbone, loader, prepare)
     embedding_map(

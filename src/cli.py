@@ -171,6 +171,20 @@ def add_data_arguments(parser: Parser, what: str, mean: list[float] | None, std:
     group.add_argument("--std", type=float, nargs=3, default=std, help="channel standard deviations")
 
 
+def add_augmentation_argument(group: Any) -> None:
+    group.add_argument(
+        "--augment_on",
+        default="auto",
+        choices=["auto", "worker", "device"],
+        help="where colours are changed: image by image in the loader's workers, or a batch at a time on the device "
+        "(the same draws, the same pictures); auto: on the device if it is a GPU",
+    )
+
+
+def colours_on_device(augment_on: str, device: torch.device) -> bool:
+    return augment_on == "device" or (augment_on == "auto" and device.type == "cuda")
+
+
 def add_backbone_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("backbone")
     group.add_argument(

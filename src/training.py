@@ -4,6 +4,7 @@ It knows no method and no evaluation; scripts hand it both.
 """
 
 import contextlib
+import gc
 import itertools
 import math
 import signal
@@ -111,6 +112,18 @@ class _Interval:
         return dict(zip(self.values, (stacked / distributed.world_size()).tolist(), strict=True))
 
 
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """No pauses for cycles at random moments, which differ between ranks, so that each waits for every other's."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass
 class Training:
     """One run of one method.
@@ -203,7 +216,7 @@ class Training:
         """
         self.monitor.start_bar(self.clock, self.last_step)
         agreement = distributed.Agreement()
-        with StopSignal() as stop:
+        with StopSignal() as stop, _without_garbage_collection():
             while self.clock.step < self.last_step:
                 stopped = self._epoch(stop, agreement)
                 finished = self.clock.step_in_epoch == 0
@@ -223,6 +236,7 @@ class Training:
     def _epoch(self, stop: StopSignal, agreement: distributed.Agreement) -> bool:
         """Trains until the epoch's end, the last step or a signal; True for a signal."""
         clock = self.clock
+        gc.collect()  # `run` keeps it out of the steps
         self.method.train()
         self.method.before_epoch(clock)
         self.batches.seek(clock.epoch, clock.step_in_epoch * self.accumulate)
@@ -239,6 +253,7 @@ class Training:
             for part in parts:
                 self._name_unreadable(part.unreadable)
             if clock.logging:
+                gc.collect(1)  # the young cycles only
                 self._log(self._interval)
                 self._interval = _Interval()
             self.method.after_step(clock)

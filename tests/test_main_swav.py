@@ -139,11 +139,32 @@ def kill_until_done(arguments, folder, kills, launcher=None, seed=0):
     assert "continuing from" in output
 
 
-def test_killed_at_random_points_it_ends_in_the_same_weights(patches, tmp_path):
-    undisturbed = run(*command(patches, tmp_path / "a", *LONG, "--workers", 1))
+@pytest.mark.parametrize("augment_on", ["worker", "device"])
+def test_killed_at_random_points_it_ends_in_the_same_weights(patches, tmp_path, augment_on):
+    long = (*LONG, "--augment_on", augment_on)
+    undisturbed = run(*command(patches, tmp_path / "a", *long, "--workers", 1))
     assert undisturbed.returncode == 0, undisturbed.stderr
-    kill_until_done(command(patches, tmp_path / "b", *LONG), tmp_path / "b", kills=2)
+    kill_until_done(command(patches, tmp_path / "b", *long), tmp_path / "b", kills=2)
     assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_colours_changed_in_workers_and_on_the_device_train_alike(patches, tmp_path):
+    """The same loss curve, within a spread that another seed exceeds by far."""
+    losses = {}
+    for name, extra in (("worker", []), ("device", []), ("seed", ["--seed", 32])):
+        augment_on = "worker" if name == "seed" else name
+        arguments = command(patches, tmp_path / name, "--epochs", 6, "--batch_size", 16, "--log_every", 1, "--workers",
+                            1, "--augment_on", augment_on, *extra)  # fmt: skip
+        assert run(*arguments).returncode == 0
+        lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        losses[name] = torch.tensor([line["loss"] for line in lines if line["kind"] == "train"])
+    assert len(losses["worker"]) == 36
+    between_ways = (losses["worker"] - losses["device"]).abs()
+    between_seeds = (losses["worker"] - losses["seed"]).abs()
+    assert between_ways[0] < 1e-3
+    assert between_ways.mean() < 0.2 * between_seeds.mean()
+    assert (losses["worker"].mean() - losses["device"].mean()).abs() < 0.01
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from src.backbones.resnet import RESNETS, ResNet, initialize
+from src.data.views import runs_of_equal_size
 from src.errors import UserError
 
 __all__ = ["create_backbone", "feature_width", "forward_by_size", "initialize"]
@@ -78,10 +79,4 @@ def forward_by_size(backbone: nn.Module, crops: Sequence[Tensor]) -> Tensor:
     Returns:
         (V*B, F), crop-major: crop v of image b is row v*B + b.
     """
-    outputs: list[Tensor] = []
-    first = 0
-    for end in range(1, len(crops) + 1):
-        if end == len(crops) or crops[end].shape[-1] != crops[first].shape[-1]:
-            outputs.append(backbone(torch.cat(list(crops[first:end]))))
-            first = end
-    return torch.cat(outputs)
+    return torch.cat([backbone(torch.cat(list(crops[run]))) for run in runs_of_equal_size(crops)])

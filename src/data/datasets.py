@@ -36,15 +36,15 @@ UNLABELLED = -1
 
 
 class ImageSource(Protocol):
-    """A list of images. ``labels[i]`` is -1 where there is none; ``load`` raises OSError or ValueError for a bad file."""
+    """A list of images. ``labels[i]`` is -1 where there is none."""
 
     labels: list[int]
     classes: list[str]
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Image.Image:
-        """The image as RGB."""
+    def open(self, index: int) -> Image.Image:
+        """The image in its own mode, perhaps not decoded yet; a bad file raises OSError or ValueError here or then."""
         ...
 
     def name(self, index: int) -> str:
@@ -92,9 +92,8 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as image:
-            return image.convert("RGB")
+    def open(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -136,10 +135,10 @@ class TorchvisionImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def load(self, index: int) -> Image.Image:
+    def open(self, index: int) -> Image.Image:
         image = self._dataset[index][0]
         assert isinstance(image, Image.Image)
-        return image.convert("RGB")
+        return image
 
     def name(self, index: int) -> str:
         return f"{self._name}[{index}]"
@@ -157,8 +156,8 @@ class Subset:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def load(self, index: int) -> Image.Image:
-        return self._source.load(self._indices[index])
+    def open(self, index: int) -> Image.Image:
+        return self._source.open(self._indices[index])
 
     def name(self, index: int) -> str:
         return self._source.name(self._indices[index])

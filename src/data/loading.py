@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from src import distributed
+from src.data.augment import PackedDraws, apply_to_batch, apply_to_image, pack
 from src.data.datasets import ImageSource
-from src.data.views import View, keyed_generator, normalize
+from src.data.draws import Draw, keyed_generator
+from src.data.views import Picture, View, runs_of_equal_size
 from src.errors import UserError
 
 # Below this many broken files in a row, each is replaced by the next image; at it, something else is wrong.
@@ -32,12 +34,16 @@ class Position(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One image's views; ``image`` is the one they show, after the replacement of ``unreadable`` ones."""
+    """One image's views; ``image`` is the one they show, after the replacement of ``unreadable`` ones.
+
+    ``draws`` are given where the colours are still to be changed, on the device; one for each view.
+    """
 
     views: list[Tensor]
     label: int
     image: int
     unreadable: list[str]
+    draws: list[Draw] | None = None
 
 
 @dataclass
@@ -48,25 +54,34 @@ class Batch:
         crops: V tensors (B, 3, s, s): uint8 as they leave the workers, float32 once :class:`ToDevice` has run.
         labels, indices: (B,) int64; label -1 where there is none, index into the data set.
         unreadable: names of files that could not be read and were replaced by the image after them.
+        draws: what the device still has to do, for each run of equally large crops, in the order of
+            :func:`src.data.views.runs_of_equal_size`; None when the workers have done it.
     """
 
     crops: list[Tensor]
     labels: Tensor
     indices: Tensor
     unreadable: list[str] = field(default_factory=list)
+    draws: list[PackedDraws] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def pin_memory(self) -> "Batch":
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        crops = [change(crop) for crop in self.crops]
-        return replace(self, crops=crops, labels=change(self.labels), indices=change(self.indices))
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same with ``change`` applied to every tensor."""
+        return replace(
+            self,
+            crops=[change(crop) for crop in self.crops],
+            labels=change(self.labels),
+            indices=change(self.indices),
+            draws=None if self.draws is None else [draws.each(change) for draws in self.draws],
+        )
 
 
 class ViewDataset(Dataset[Sample]):
@@ -74,30 +89,50 @@ class ViewDataset(Dataset[Sample]):
 
     An image that cannot be read is replaced by the next readable one and its name is reported with the sample, so
     batches keep their size on every rank. Raises UserError after MAX_UNREADABLE_IN_A_ROW of them.
+
+    Args:
+        source, views: every view of every image. Either all views are drawn or none is.
+        seed: of the draws.
+        colours_on_device: cut the views only, and send the draws along for :class:`ToDevice` to apply.
     """
 
-    def __init__(self, source: ImageSource, views: Sequence[View], seed: int = 0) -> None:
+    def __init__(
+        self, source: ImageSource, views: Sequence[View], seed: int = 0, colours_on_device: bool = False
+    ) -> None:
         self.source = source
         self.views = list(views)
         self.seed = seed
+        self.colours_on_device = colours_on_device
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, position: Position) -> Sample:
-        epoch, index = position
-        image, index, unreadable = self._next_readable(index)
-        views = []
-        for number, view in enumerate(self.views):
-            draw = view.draw(keyed_generator(self.seed, epoch, index, number), image.width, image.height)
-            views.append(view.apply(image, draw))
-        return Sample(views, int(self.source.labels[index]), index, unreadable)
+        (crops, draws), index, unreadable = self._next_readable(position)
+        drawn = [draw for draw in draws if draw is not None]
+        if not self.colours_on_device and drawn:
+            crops = [apply_to_image(crop, draw) for crop, draw in zip(crops, drawn, strict=True)]
+        label = int(self.source.labels[index])
+        return Sample(crops, label, index, unreadable, drawn if self.colours_on_device else None)
 
-    def _next_readable(self, index: int) -> tuple[Image.Image, int, list[str]]:
+    def _cut(self, epoch: int, index: int) -> tuple[list[Tensor], list[Draw | None]]:
+        with self.source.open(index) as opened:
+            picture = Picture(opened)
+            draws = [
+                view.draw(keyed_generator(self.seed, epoch, index, number), picture.width, picture.height)
+                for number, view in enumerate(self.views)
+            ]
+            picture.reduction = min(view.reduction(draw) for view, draw in zip(self.views, draws, strict=True))
+            return [view.cut(picture, draw) for view, draw in zip(self.views, draws, strict=True)], draws
+
+    def _next_readable(
+        self, position: Position
+    ) -> tuple[tuple[list[Tensor], list[Draw | None]], int, list[str]]:
+        epoch, index = position
         unreadable: list[str] = []
         for _ in range(min(MAX_UNREADABLE_IN_A_ROW, len(self))):
             try:
-                return self.source.load(index), index, unreadable
+                return self._cut(epoch, index), index, unreadable
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 # Pillow reports a damaged PNG as a SyntaxError
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -107,12 +142,19 @@ class ViewDataset(Dataset[Sample]):
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stacks view by view: V tensors (B, 3, s, s)."""
+    """Stacks view by view: V tensors (B, 3, s, s); packs the draws of each run of equally large crops, crop-major."""
+    # default_collate stacks into memory that is shared with the main process, without another copy
+    crops = [default_collate(list(views)) for views in zip(*(sample.views for sample in samples), strict=True)]
+    draws = None
+    if samples[0].draws is not None:
+        by_view = list(zip(*(sample.draws or [] for sample in samples), strict=True))
+        draws = [pack([draw for view in by_view[run] for draw in view]) for run in runs_of_equal_size(crops)]
     return Batch(
-        crops=[torch.stack(views) for views in zip(*(sample.views for sample in samples), strict=True)],
+        crops=crops,
         labels=torch.tensor([sample.label for sample in samples]),
         indices=torch.tensor([sample.image for sample in samples]),
         unreadable=[name for sample in samples for name in sample.unreadable],
+        draws=draws,
     )
 
 
@@ -244,21 +286,56 @@ def make_loader(
     )
 
 
-@dataclass(frozen=True)
 class ToDevice:
-    """Moves a batch to the device as uint8 and normalises it there."""
+    """Moves a batch to the device as uint8, changes the colours there if workers left that to it, and normalises.
 
-    device: torch.device
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    channels_last: bool = False
+    On a GPU this runs on a stream of its own, beside the training step that the host has already queued.
+
+    Args:
+        device: the batches'.
+        mean, std: of each channel, of levels scaled to [0, 1].
+        channels_last: memory format of the crops.
+    """
+
+    def __init__(
+        self, device: torch.device, mean: Sequence[float], std: Sequence[float], channels_last: bool = False
+    ) -> None:
+        self.device = device
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(3, 1, 1).to(device)
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1).to(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> Batch:
+        if self._stream is None:
+            return self._prepare(batch)
+        # the host runs ahead of the device: while that is at the step before, this stream readies the next batch
+        with torch.cuda.stream(self._stream):
+            ready = self._prepare(batch)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+
+        def used_here(tensor: Tensor) -> Tensor:
+            tensor.record_stream(current)  # its memory is not given to the side stream again before we are done
+            return tensor
+
+        return ready.each(used_here)
+
+    def _prepare(self, batch: Batch) -> Batch:
         batch = batch.to(self.device)
-        crops = [normalize(crop, self.mean, self.std) for crop in batch.crops]
-        if self.channels_last:
-            crops = [crop.to(memory_format=torch.channels_last) for crop in crops]
-        return replace(batch, crops=crops)
+        crops: list[Tensor] = []
+        for number, run in enumerate(runs_of_equal_size(batch.crops)):
+            images = torch.cat(batch.crops[run])
+            if batch.draws is not None:
+                images = apply_to_batch(images, batch.draws[number])
+            crops += self.normalize(images).split(len(batch))
+        return replace(batch, crops=crops, draws=None)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Levels (n, 3, h, w), uint8 or float32 -> float32, scaled to [0, 1] and standardised by channel."""
+        images = images.to(torch.float32, memory_format=self._memory_format)
+        return torch.addcmul(self._shift, images, self._scale)
 
 
 def loader_of(

@@ -1,64 +1,86 @@
-"""Views of an image: what is drawn for each, and how a draw is applied to one image.
-
-A draw is a value. It is made from a generator keyed by (seed, epoch, index, view) before anything is applied, so the
-same epoch gives the same pixels whatever the number of workers, ranks or restarts.
-"""
+"""Views of an image: what is drawn for each, and how it is cut out of the image. The colours are `augment.py`'s."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from src.data.draws import Draw
 from src.errors import UserError
 
+# A JPEG is decoded at 1/2, 1/4 or 1/8 when every crop still is at least this many times as large as its output, see
+# `Picture`.
+REDUCING_GAP = 2.0
 
-class Draw(NamedTuple):
-    """Everything that is random about one view of one image.
 
-    ``order`` lists the jitter operations (0 brightness, 1 contrast, 2 saturation, 3 hue) as they are applied, and is
-    empty when the view is not jittered. Factors are multiplicative around 1, ``hue`` is a shift in turns, and
-    ``blur_sigma`` is in pixels of the output, 0 for no blur.
+class Picture:
+    """An opened image that several views are cut from; decoded once, when the first one is cut.
+
+    JPEGs can be decoded at a reduced scale, which takes a fraction of the time. As with Pillow's ``reducing_gap``, a
+    crop then differs a little from the one cut at full scale. Where it is at least REDUCING_GAP times as large as its
+    output in the reduced image, that is 0.1 to 0.9 levels on average, and up to 2 for saturated colours, whose
+    resolution JPEG has halved already; its outermost pixels also see a little of what lies around it
+    (``tests/data/test_views.py`` holds the bound).
+
+    Args:
+        image: opened by Pillow, any mode, decoded or not.
+
+    Attributes:
+        width, height: of the original, in pixels.
+        reduction: 1, 2, 4 or 8, to be set before the first view is cut; formats that cannot reduce ignore it.
     """
 
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: bool
-    order: tuple[int, ...]
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    grayscale: bool
-    blur_sigma: float
-    solarize: bool
+    def __init__(self, image: Image.Image) -> None:
+        self.width, self.height = image.size
+        self.reduction = 1
+        self._opened = image
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """RGB, at the reduced scale."""
+        if self.reduction > 1:
+            # asks for at least this size, in a mode that the file may not have
+            self._opened.draft(None, (self.width // self.reduction, self.height // self.reduction))
+        return self._opened.convert("RGB")
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """(3, h, w) uint8."""
+        return torch.from_numpy(np.array(self.image)).permute(2, 0, 1)
+
+    @property
+    def is_reduced(self) -> bool:
+        return self.image.size != (self.width, self.height)
+
+
+def runs_of_equal_size(crops: Sequence[Tensor]) -> list[slice]:
+    """Neighbours of equal size among crops (..., s, s), as slices of the list: what is processed together."""
+    sizes = [crop.shape[-1] for crop in crops]
+    starts = [i for i in range(len(sizes)) if i == 0 or sizes[i] != sizes[i - 1]]
+    return [slice(first, end) for first, end in zip(starts, [*starts[1:], len(sizes)], strict=True)]
 
 
 class View(Protocol):
-    """One view of an image: ``draw`` decides, ``apply`` computes (3, size, size) uint8."""
+    """One view of an image: ``draw`` decides, ``cut`` computes (3, size, size) uint8 before any change of colours."""
 
     size: int
 
     def draw(self, generator: np.random.Generator, width: int, height: int) -> Draw | None: ...
 
-    def apply(self, image: Image.Image, draw: Draw | None) -> Tensor: ...
+    def cut(self, picture: Picture, draw: Draw | None) -> Tensor: ...
 
-
-def keyed_generator(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
-    """The generator of one view of one image in one epoch; a counter-based one, so distinct keys never collide.
-
-    Each part must fit into 32 bits (seed, epoch, view) or 32 bits (index).
-    """
-    key = np.array([(seed & 0xFFFFFFFF) << 32 | epoch, index << 32 | view], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    def reduction(self, draw: Draw | None) -> int:
+        """At which fraction of its scale the image may be decoded for this view: 1, 2, 4 or 8."""
+        ...
 
 
 # Positions in the vector of uniform numbers that each view takes from its generator. Every decision has its own, so
@@ -147,31 +169,33 @@ class RandomView:
             crop_width = round(height * self.ratio[1])
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
-    def apply(self, image: Image.Image, draw: Draw | None) -> Tensor:
-        """The drawn view of an RGB image, (3, size, size) uint8, by torchvision's and Pillow's own operations."""
+    def cut(self, picture: Picture, draw: Draw | None) -> Tensor:
+        """The drawn crop, resized with antialiasing and flipped.
+
+        At full scale by torch's uint8 kernel, which rounds its weights more coarsely than Pillow and is twice as
+        fast: nearly all pixels are equal to Pillow's or 1 level from it, none more than 3 (bicubic 4).
+        """
         assert draw is not None
-        mode = InterpolationMode.BICUBIC if self.bicubic else InterpolationMode.BILINEAR
-        image = TF.resized_crop(
-            image, draw.top, draw.left, draw.height, draw.width, [self.size, self.size], interpolation=mode
-        )
-        if draw.flip:
-            image = TF.horizontal_flip(image)
-        for operation in draw.order:
-            if operation == 0:
-                image = TF.adjust_brightness(image, draw.brightness)
-            elif operation == 1:
-                image = TF.adjust_contrast(image, draw.contrast)
-            elif operation == 2:
-                image = TF.adjust_saturation(image, draw.saturation)
-            else:
-                image = TF.adjust_hue(image, draw.hue)
-        if draw.grayscale:
-            image = TF.rgb_to_grayscale(image, num_output_channels=3)
-        if draw.blur_sigma:
-            image = image.filter(ImageFilter.GaussianBlur(radius=draw.blur_sigma))
-        if draw.solarize:
-            image = TF.solarize(image, 128)
-        return TF.pil_to_tensor(image)
+        if picture.is_reduced:
+            pixels = self._cut_reduced(picture, draw)
+        else:
+            box = picture.pixels[None, :, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+            mode = "bicubic" if self.bicubic else "bilinear"
+            pixels = F.interpolate(box, size=(self.size, self.size), mode=mode, antialias=True)[0]
+        return pixels.flip(2) if draw.flip else pixels
+
+    def _cut_reduced(self, picture: Picture, draw: Draw) -> Tensor:
+        image = picture.image
+        x, y = image.width / picture.width, image.height / picture.height
+        right, bottom = draw.left + draw.width, draw.top + draw.height
+        filter_ = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
+        box = (draw.left * x, draw.top * y, min(right * x, image.width), min(bottom * y, image.height))
+        return TF.pil_to_tensor(image.resize((self.size, self.size), filter_, box=box))
+
+    def reduction(self, draw: Draw | None) -> int:
+        assert draw is not None
+        scale = min(draw.width, draw.height) / (self.size * REDUCING_GAP)
+        return max(factor for factor in (1, 2, 4, 8) if factor <= max(scale, 1.0))
 
 
 @dataclass(frozen=True)
@@ -191,9 +215,12 @@ class CentreView:
     def draw(self, generator: np.random.Generator, width: int, height: int) -> None:
         return None
 
-    def apply(self, image: Image.Image, draw: Draw | None) -> Tensor:
-        image = TF.resize(image, [self.resize], interpolation=InterpolationMode.BILINEAR)
+    def cut(self, picture: Picture, draw: Draw | None) -> Tensor:
+        image = TF.resize(picture.image, [self.resize], interpolation=InterpolationMode.BILINEAR)
         return TF.pil_to_tensor(TF.center_crop(image, [self.size]))
+
+    def reduction(self, draw: Draw | None) -> int:
+        return 1  # published accuracies are those of full decoding
 
 
 def multi_crop(
@@ -241,11 +268,3 @@ def multi_crop(
         for size, count, low, high in zip(size_crops, nmb_crops, min_scale_crops, max_scale_crops, strict=True)
         for _ in range(count)
     ]
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (..., 3, h, w) -> float32, scaled to [0, 1] and standardised by channel."""
-    shape = (3, 1, 1)
-    mean_ = torch.tensor(mean, device=images.device).view(shape)
-    std_ = torch.tensor(std, device=images.device).view(shape)
-    return images.to(torch.float32).div_(255.0).sub_(mean_).div_(std_)

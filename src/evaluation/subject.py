@@ -76,5 +76,5 @@ def open_subject(args: argparse.Namespace, device: torch.device) -> Subject:
     backbone = backbone.to(device)
     if channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
-    prepare = ToDevice(device, tuple(mean), tuple(std), channels_last)
+    prepare = ToDevice(device, mean, std, channels_last)
     return Subject(backbone, train, test, CentreView(size, resize), prepare, description)

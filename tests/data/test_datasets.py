@@ -17,6 +17,7 @@ from src.data.datasets import (
     refuse_split_root,
     require_labels,
 )
+from src.data.views import Picture
 from src.errors import UserError
 
 
@@ -24,7 +25,7 @@ def test_class_folders_are_read_as_torchvision_does(patches):
     ours, theirs = FolderImages(patches / "train"), ImageFolder(patches / "train")
     assert list(zip(ours.paths, ours.labels, strict=True)) == theirs.samples
     assert ours.classes == theirs.classes
-    assert np.array_equal(np.asarray(ours.load(3)), np.asarray(theirs[3][0]))
+    assert np.array_equal(np.asarray(ours.open(3)), np.asarray(theirs[3][0]))
 
 
 def test_nested_class_folders_belong_to_their_class(tmp_path, patches):
@@ -74,7 +75,7 @@ def test_grey_and_transparent_images_become_rgb(tmp_path):
     Image.new("L", (4, 4), 7).save(tmp_path / "grey.png")
     Image.new("RGBA", (4, 4), (1, 2, 3, 4)).save(tmp_path / "alpha.png")
     source = FolderImages(tmp_path)
-    assert [source.load(i).mode for i in range(2)] == ["RGB", "RGB"]
+    assert [Picture(source.open(i)).image.mode for i in range(2)] == ["RGB", "RGB"]
 
 
 def test_torchvision_sets_are_read_from_a_local_root(tmp_path, monkeypatch):
@@ -96,7 +97,7 @@ def test_torchvision_sets_are_read_from_a_local_root(tmp_path, monkeypatch):
     assert (len(train), len(test)) == (20, 4)
     assert train.labels[:4] == [0, 1, 2, 9]
     assert train.classes == names
-    assert train.load(0).size == (32, 32)
+    assert train.open(0).size == (32, 32)
     assert train.name(3) == "cifar10 pretrain[3]"
 
 
@@ -117,7 +118,7 @@ def test_first_images_and_evenly_spread(patches):
     assert first.name(29) == source.name(29)
     spread = evenly_spread(source, 8)
     assert spread.labels == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert np.array_equal(np.asarray(spread.load(7)), np.asarray(source.load(84)))
+    assert np.array_equal(np.asarray(spread.open(7)), np.asarray(source.open(84)))
     assert evenly_spread(source, 1000) is source
     for count in (0, -2, 97):
         with pytest.raises(UserError, match="size_dataset"):

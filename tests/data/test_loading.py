@@ -109,7 +109,7 @@ def test_a_folder_of_broken_images_is_one_clear_error(tmp_path, workers):
         list(make_loader(dataset, ResumableBatches(30, 2), workers=workers))
 
 
-def test_to_device_normalises(patches):
+def test_to_device_is_to_tensor_and_normalize(patches):
     batch = epoch_of(patches, 0)[0]
     prepared = ToDevice(torch.device("cpu"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))(batch)
     expected = (batch.crops[0].numpy() / 255 - 0.5) / 0.25

@@ -7,7 +7,7 @@ from torch import nn
 from src import distributed
 from src.data.datasets import FolderImages
 from src.data.loading import ToDevice, loader_of
-from src.data.views import CentreView
+from src.data.views import CentreView, Picture
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.knn import KNNEvaluation, knn_predict, top_k_accuracy
@@ -57,7 +57,8 @@ def test_features_come_in_the_order_of_the_images_on_any_number_of_ranks(patches
     features, labels = _features(patches / "test")
     source = FolderImages(patches / "test")
     assert labels.tolist() == source.labels
-    expected = nn.functional.avg_pool2d((VIEW.apply(source.load(9), None)[None] / 255 - 0.5) / 0.5, 4).flatten()
+    pixels = VIEW.cut(Picture(source.open(9)), None)
+    expected = nn.functional.avg_pool2d((pixels[None] / 255 - 0.5) / 0.5, 4).flatten()
     np.testing.assert_allclose(features[9], expected, rtol=1e-4, atol=1e-5)
     for ranks in (2, 3):  # 32 images do not divide by 3
         for rank_features, rank_labels in on_ranks(ranks, _features, patches / "test"):

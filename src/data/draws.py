@@ -1,0 +1,44 @@
+"""What is random about one view of one image, and the generator it is drawn from.
+
+A draw is a value. It is made from a generator keyed by (seed, epoch, index, view) before anything is applied, so the
+same epoch gives the same pixels whatever the number of workers, ranks or restarts.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# The jitter's operations, as numbered in `Draw.order`
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+class Draw(NamedTuple):
+    """Everything that is random about one view of one image.
+
+    ``order`` lists the jitter operations as they are applied, and is empty when the view is not jittered. Factors are
+    multiplicative around 1, ``hue`` is a shift in turns, and ``blur_sigma`` is in pixels of the output, 0 for no
+    blur. The box is in pixels of the original image.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+    order: tuple[int, ...]
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grayscale: bool
+    blur_sigma: float
+    solarize: bool
+
+
+def keyed_generator(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
+    """The generator of one view of one image in one epoch; a counter-based one, so distinct keys never collide.
+
+    Each part must fit into 32 bits.
+    """
+    key = np.array([(seed & 0xFFFFFFFF) << 32 | epoch, index << 32 | view], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
