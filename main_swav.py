@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from src import cli, distributed, sync_bn
-from src.backbones import create_backbone
+from src.backbones import checkpoint_activations, create_backbone
 from src.checkpoint import CheckpointStore
 from src.clock import Clock
 from src.data.datasets import (
@@ -33,6 +33,7 @@ from src.methods.swav import SwAV, rows_per_rank
 from src.monitor import Monitor, number
 from src.optim.larc import LARC
 from src.optim.schedules import warmup_cosine
+from src.sharding import shard
 from src.training import Training, choose_precision
 
 
@@ -192,8 +193,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     method.to(world.device)
     if world.device.type == "cuda":
         method.to(memory_format=torch.channels_last)
+    if args.checkpoint_activations:
+        checkpoint_activations(method.backbone)
     if args.compile:
         method.backbone.compile(dynamic=False)
+    if args.shard:
+        shard(method, method.backbone, world.device)
     torch.manual_seed(args.seed + world.rank)  # from here on (dropout, drop path) ranks differ
     optimizer = LARC(method.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=args.wd)
 

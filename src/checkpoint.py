@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from src import distributed
 from src.clock import Clock
 from src.errors import UserError
+from src.sharding import part_like, whole
 
 FORMAT = "ssl-vision-training/1"
 
@@ -186,15 +187,21 @@ class CheckpointStore:
             "buffers": {name: _cpu(state.method.get_buffer(name)) for name in state.per_rank_buffers},
             "rng": _random_state(),
         }
+        shared = {n: whole(t) for n, t in state.method.state_dict().items() if n not in state.per_rank_buffers}
+        optimizer = whole(state.optimizer.state_dict())
         per_rank = distributed.gather_to_main(own)
         if per_rank is not None:
-            shared = {
-                name: tensor for name, tensor in state.method.state_dict().items() if name not in state.per_rank_buffers
-            }
-            self._write(state, shared, per_rank, epoch_finished)
+            self._write(state, shared, optimizer, per_rank, epoch_finished)
         distributed.barrier()
 
-    def _write(self, state: RunState, shared: dict[str, Any], per_rank: list[Any], epoch_finished: bool) -> None:
+    def _write(
+        self,
+        state: RunState,
+        shared: dict[str, Any],
+        optimizer: dict[str, Any],
+        per_rank: list[Any],
+        epoch_finished: bool,
+    ) -> None:
         clock = state.clock
         content = {
             "format": FORMAT,
@@ -203,7 +210,7 @@ class CheckpointStore:
             "steps_per_epoch": clock.steps_per_epoch,
             "state_dict": shared,
             "per_rank": per_rank,
-            "optimizer": state.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": state.scaler.state_dict(),
             "settings": self.settings,
             "world_size": distributed.world_size(),
@@ -322,9 +329,9 @@ def _restore(state: RunState, content: dict[str, Any], path: str, warn: Callable
     problem = describe_mismatch(own, content["state_dict"], path)
     if problem:
         raise UserError(f"{problem}; choose another --dump_path for another model")
-    state.method.load_state_dict(content["state_dict"], strict=False)
+    state.method.load_state_dict({n: part_like(own[n], t) for n, t in content["state_dict"].items()}, strict=False)
     try:
-        state.optimizer.load_state_dict(content["optimizer"])
+        state.optimizer.load_state_dict(_optimizer_parts(state.optimizer, content["optimizer"]))
     except ValueError as error:
         raise UserError(f"the optimiser in {path} does not fit: {str(error).splitlines()[0]}") from None
     if content["scaler"]:
@@ -360,6 +367,20 @@ def _restore(state: RunState, content: dict[str, Any], path: str, warn: Callable
         "differently from here on, batch statistics change with them, and each process's own buffers and random "
         "state are shared out anew, so the run is not bit-exact with an undisturbed one"
     )
+
+
+def _optimizer_parts(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """The saved state with the tensors of sharded parameters cut to this rank's part."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    state = {}
+    for index, values in saved["state"].items():
+        if index >= len(params):
+            raise ValueError(f"it holds state for parameter {index}, and there are {len(params)}")
+        state[index] = {
+            name: part_like(params[index], value) if torch.is_tensor(value) and value.ndim else value
+            for name, value in values.items()
+        }
+    return {**saved, "state": state}
 
 
 def _share_out(buffer: Tensor, parts: list[Tensor], dimension: int) -> None:

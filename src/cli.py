@@ -246,6 +246,16 @@ def add_device_arguments(parser: Parser) -> None:
         help="word of the published code: false is --precision fp32, true is --precision auto",
     )
     group.add_argument("--compile", action="store_true", help="compile the backbone (torch.compile)")
+    group.add_argument(
+        "--checkpoint_activations",
+        action="store_true",
+        help="recompute activations in the backward pass: a third more time, a fraction of the memory",
+    )
+    group.add_argument(
+        "--shard",
+        action="store_true",
+        help="share parameters, gradients and optimiser state out over the processes (FSDP2), for resnet50w4 and w5",
+    )
 
 
 def add_online_knn_arguments(parser: Parser) -> None:

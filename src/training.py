@@ -28,6 +28,7 @@ from src.diagnostics import HealthMonitor
 from src.errors import Diverged, UserError
 from src.methods.base import Method
 from src.monitor import Monitor, duration, number
+from src.sharding import is_sharded
 
 Schedule = Callable[[Clock], float]
 
@@ -169,7 +170,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.model: nn.Module = self.method
-        if distributed.is_active():
+        if distributed.is_active() and not is_sharded(self.method):
             with warnings.catch_warnings():
                 # torch 2.15 prefers a name for `broadcast_buffers` that torch 2.11 does not know
                 warnings.simplefilter("ignore", FutureWarning)
@@ -271,6 +272,7 @@ class Training:
         """One optimiser step on one or several batches; nothing in it waits for the device."""
         outputs: dict[str, Tensor] = {}
         losses = []
+        self.method.before_step(self.clock)
         for number_, part in enumerate(parts):
             last = number_ == len(parts) - 1
             with contextlib.nullcontext() if last else self._no_sync(), self._autocast():
@@ -294,6 +296,7 @@ class Training:
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
+        # sharded gradients are reduced with every part: they have no room to wait in
         return contextlib.nullcontext()
 
     def _autocast(self) -> torch.autocast:

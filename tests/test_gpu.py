@@ -55,6 +55,7 @@ def test_a_step_never_waits_for_the_device(dtype):
         if step == 3:  # the first steps allocate and tune
             torch.cuda.set_sync_debug_mode("error")
         try:
+            method.before_step(Clock(10, 1, step))
             with torch.autocast("cuda", dtype=dtype):
                 loss = method(batch, Clock(10, 1, step))["loss"]
             scaler.scale(loss).backward()

@@ -14,7 +14,14 @@ from src.backbones.resnet import RESNETS, ResNet, initialize
 from src.data.views import runs_of_equal_size
 from src.errors import UserError
 
-__all__ = ["create_backbone", "feature_width", "forward_by_size", "initialize"]
+__all__ = [
+    "checkpoint_activations",
+    "create_backbone",
+    "feature_width",
+    "forward_by_size",
+    "initialize",
+    "residual_blocks",
+]
 
 
 def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0) -> nn.Module:
@@ -58,6 +65,29 @@ def _timm_backbone(name: str, drop_path: float) -> nn.Module:
     # MobileNetV3 has a layer after pooling whose width `num_features` does not tell
     model.feature_width = getattr(model, "head_hidden_size", None) or model.num_features
     return model
+
+
+def residual_blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The units in which a backbone can be sharded or recomputed; none where its structure is not known."""
+    if isinstance(backbone, ResNet):
+        return backbone.blocks()
+    blocks = getattr(backbone, "blocks", None)  # timm's transformers
+    return list(blocks) if isinstance(blocks, nn.Sequential) else []
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Trades time for memory: each block's inner activations are computed again in the backward pass.
+
+    Raises UserError for backbones in which that would count batch-norm statistics twice.
+    """
+    if isinstance(backbone, ResNet):
+        backbone.checkpoint_activations = True
+        return
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules())
+    switch: Any = getattr(backbone, "set_grad_checkpointing", None)
+    if has_batch_norm or switch is None:
+        raise UserError("--checkpoint_activations works for our ResNets and for timm's transformers")
+    switch(True)
 
 
 def feature_width(backbone: nn.Module) -> int:

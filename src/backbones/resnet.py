@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.backbones.recomputation import recomputed
+
 
 def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False)
@@ -85,6 +87,7 @@ class ResNet(nn.Module):
         super().__init__()
         planes = [max(1, round(64 * width * 2**stage)) for stage in range(4)]
         self.feature_width = planes[3] * block.expansion
+        self.checkpoint_activations = False  # keep the blocks' inputs only, and compute the rest again for backward
         self.small_stem = small_stem
         if small_stem:
             self.conv1 = _conv3x3(3, planes[0])
@@ -112,7 +115,13 @@ class ResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if not self.small_stem:
             x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        recompute = self.checkpoint_activations and torch.is_grad_enabled()
+        for block in self.blocks():
+            x = recomputed(block, x) if recompute else block(x)
+        return x
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.flatten(F.adaptive_avg_pool2d(self.feature_map(x), 1), 1)

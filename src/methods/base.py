@@ -35,6 +35,9 @@ class Method(nn.Module):
     def before_epoch(self, clock: Clock) -> None:
         """Called before an epoch, and again when training resumes inside one (``clock.step_in_epoch > 0``)."""
 
+    def before_step(self, clock: Clock) -> None:
+        """Called once before the forward pass or passes of a step; may change parameters, which may be sharded."""
+
     def after_backward(self, clock: Clock) -> None:
         """Gradients are there, averaged over ranks and unscaled; the optimiser has not stepped yet."""
 

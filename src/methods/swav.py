@@ -95,9 +95,11 @@ class SwAV(Method):
         projected = self.projection_head(forward_by_size(self.backbone, crops))
         return F.normalize(projected.float(), dim=1, eps=1e-12)
 
-    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+    def before_step(self, clock: Clock) -> None:
         for head in self.prototypes.heads():
             normalize_rows_(head.weight)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         embeddings = self.embed(batch.crops)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings_VBD = embeddings.view(len(batch.crops), len(batch), -1)

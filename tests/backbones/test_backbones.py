@@ -6,8 +6,15 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from src.backbones import create_backbone, feature_width, forward_by_size
-from src.backbones.resnet import RESNETS, initialize
+from src.backbones import (
+    checkpoint_activations,
+    create_backbone,
+    feature_width,
+    forward_by_size,
+    initialize,
+    residual_blocks,
+)
+from src.backbones.resnet import RESNETS
 from src.errors import UserError
 from src.heads import MultiPrototypes, projector
 from src.methods.swav import SwAV
@@ -177,3 +184,40 @@ def test_head_layouts():
     assert set(projector(8, 0, 4).state_dict()) == {"weight", "bias"}
     assert {name.split(".")[0] for name in projector(8, 16, 4).state_dict()} == {"0", "1", "3"}
     assert {name.split(".")[0] for name in projector(8, 16, 4, batch_norm=False).state_dict()} == {"0", "2"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny_patch16_224"])
+def test_recomputing_activations_changes_nothing_but_memory(name):
+    """Outputs, gradients and batch-norm statistics, which a second forward pass would count twice."""
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        backbone = create_backbone(name, **({"width": 0.125} if name.startswith("resnet") else {})).train()
+        if recompute:
+            checkpoint_activations(backbone)
+        features = backbone(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+        features.square().mean().backward()
+        results.append((features.detach(), [p.grad for p in backbone.parameters()], list(backbone.buffers())))
+    for plain, recomputed in zip(*results, strict=True):
+        pairs = [(plain, recomputed)] if torch.is_tensor(plain) else zip(plain, recomputed, strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert len(residual_blocks(backbone)) == {"resnet18": 8, "resnet50": 16, "vit_tiny_patch16_224": 12}[name]
+
+
+def test_recomputation_keeps_only_the_inputs_of_blocks():
+    """Counted in bytes that autograd holds between forward and backward."""
+    held = {}
+    for recompute in (False, True):
+        backbone = create_backbone("resnet50", width=0.25)
+        if recompute:
+            checkpoint_activations(backbone)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: (s.append(t.nbytes), t)[1], lambda t: t):
+            backbone(torch.randn(4, 3, 64, 64))
+        held[recompute] = sum(sizes)
+    assert held[True] < 0.3 * held[False]
+
+
+def test_recomputation_is_refused_where_it_would_count_statistics_twice():
+    with pytest.raises(UserError, match="checkpoint_activations"):
+        checkpoint_activations(create_backbone("mobilenetv3_small_050"))

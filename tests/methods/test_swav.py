@@ -58,12 +58,18 @@ def reference_scores(method, crops):
     return z.detach().view(len(crops), -1, z.shape[1]), (z @ c.T).detach().view(len(crops), -1, len(c))
 
 
+def step_of(method, batch, now):
+    """The forward half of a step, as the loop runs it."""
+    method.before_step(now)
+    return method(batch, now)
+
+
 @pytest.mark.parametrize("crops_for_assign", [[0, 1], [1, 3]])
 def test_the_loss_of_a_step_matches_the_float64_formula(crops_for_assign):
     method, batch = make(crops_for_assign=crops_for_assign), make_batch()
     _, scores = reference_scores(method, batch.crops)
     q = [reference_sinkhorn(scores[c].numpy(), 0.05, 3) for c in crops_for_assign]
-    loss = method(batch, clock())["loss"]
+    loss = step_of(method, batch, clock())["loss"]
     assert loss.item() == pytest.approx(reference_loss(scores.numpy(), q, crops_for_assign, 0.1), rel=1e-4)
 
 
@@ -71,7 +77,7 @@ def test_prototypes_are_unit_before_the_forward_and_need_not_be_after_the_step()
     method = make()
     norms = method.prototypes.weight.norm(dim=1)
     assert (norms - 1).abs().max() > 0.05
-    method(make_batch(), clock())["loss"].backward()
+    step_of(method, make_batch(), clock())["loss"].backward()
     torch.testing.assert_close(method.prototypes.weight.norm(dim=1), torch.ones(7))
     LARC(method.parameters(), lr=10.0).step()
     assert (method.prototypes.weight.norm(dim=1) - 1).abs().max() > 1e-4
@@ -80,7 +86,7 @@ def test_prototypes_are_unit_before_the_forward_and_need_not_be_after_the_step()
 def test_several_heads_average_their_losses():
     torch.manual_seed(0)
     method, batch = make(nmb_prototypes=[7, 9]), make_batch()
-    total = method(batch, clock())["loss"].item()
+    total = step_of(method, batch, clock())["loss"].item()
     singles = []
     for head in method.prototypes.heads():
         single = make(nmb_prototypes=head.out_features)
@@ -89,7 +95,7 @@ def test_several_heads_average_their_losses():
             strict=False,
         )
         single.prototypes.weight.data.copy_(head.weight)
-        singles.append(single(batch, clock())["loss"].item())
+        singles.append(step_of(single, batch, clock())["loss"].item())
     assert total == pytest.approx(np.mean(singles), rel=1e-5)
 
 
@@ -97,7 +103,7 @@ def test_frozen_prototypes_lose_their_gradient_until_the_step_that_frees_them():
     method = make(freeze_prototypes_niters=3)
     for step in range(5):
         method.zero_grad()
-        method(make_batch(), clock(step))["loss"].backward()
+        step_of(method, make_batch(), clock(step))["loss"].backward()
         method.after_backward(clock(step))
         assert (method.prototypes.weight.grad is None) == (step < 3)
         assert method.backbone.conv.weight.grad is not None
@@ -107,7 +113,7 @@ def test_no_gradient_flows_through_the_assignments_or_the_queue():
     method = make(queue_rows=8, epoch_queue_starts=0)
     method.queue.normal_()
     method.queue_filled = 8
-    method(make_batch(), clock())["loss"].backward()
+    step_of(method, make_batch(), clock())["loss"].backward()
     assert not method.queue.requires_grad
 
 
@@ -142,7 +148,7 @@ def test_the_queue_is_used_once_full_and_joins_the_assignment():
                 newest_first = torch.cat([z_old[slot] for z_old in reversed(pushed[-3:])])
                 rows = np.concatenate([(newest_first @ c.T).numpy(), rows])
             q.append(reference_sinkhorn(rows, 0.05, 3)[-4:])
-        loss = method(batch, now)["loss"].item()
+        loss = step_of(method, batch, now)["loss"].item()
         assert loss == pytest.approx(reference_loss(scores.numpy(), q, [0, 1], 0.1), rel=1e-4)
         if step >= 10:
             pushed.append(z[:2])
@@ -157,7 +163,7 @@ def test_a_queue_of_one_batch_is_replaced_every_step():
     method.before_epoch(clock())
     for step in range(3):
         assert method.queue_is_full == (step > 0)
-        method(make_batch(seed=step), clock(step))
+        step_of(method, make_batch(seed=step), clock(step))
     z, _ = reference_scores(method, make_batch(seed=2).crops)
     torch.testing.assert_close(method.queue, z[:2], rtol=1e-4, atol=1e-5)
 
@@ -166,7 +172,7 @@ def test_how_full_the_queue_is_survives_a_restart():
     method = make(queue_rows=12, epoch_queue_starts=0)
     method.before_epoch(clock())
     for step in range(2):
-        method(make_batch(seed=step), clock(step))
+        step_of(method, make_batch(seed=step), clock(step))
     restarted = make(queue_rows=12, epoch_queue_starts=0)
     restarted.load_state_dict(method.state_dict())
     restarted.before_epoch(clock(2))
@@ -223,10 +229,10 @@ def test_two_ranks_equal_one_process_on_the_whole_batch():
 
 def test_health_values_appear_on_logging_steps_only():
     method = make()
-    values = method(make_batch(), clock())
+    values = step_of(method, make_batch(), clock())
     assert set(values) == {"loss", "loss_over_ln_k"}
     assert values["loss_over_ln_k"].item() == pytest.approx(values["loss"].item() / math.log(7), rel=1e-6)
-    values = method(make_batch(), clock(logging=True))
+    values = step_of(method, make_batch(), clock(logging=True))
     assert set(values) == {"loss", "loss_over_ln_k", "assignment_entropy", "prototypes_in_use", "feature_std", "rankme"}
     assert 0 < values["prototypes_in_use"] <= 1
     assert not method.prototypes_used.any()  # gathered anew until the next log line
@@ -238,7 +244,7 @@ def test_a_constant_network_costs_ln_k_and_fails_the_check():
     method.projection_head.weight.data.zero_()
     method.projection_head.bias.data.fill_(1.0)
     method.prototypes.weight.data.copy_(torch.ones(7, 5))
-    values = {name: value.item() for name, value in method(make_batch(), clock(logging=True)).items()}
+    values = {name: value.item() for name, value in step_of(method, make_batch(), clock(logging=True)).items()}
     assert values["loss"] == pytest.approx(math.log(7), rel=1e-5)
     assert values["assignment_entropy"] == pytest.approx(math.log(7), rel=1e-5)
     assert values["feature_std"] == pytest.approx(0.0, abs=1e-4)
