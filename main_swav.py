@@ -8,7 +8,6 @@ The defaults of the flags are the published ones. Everything about the method is
 import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,11 +16,13 @@ from src.backbones import checkpoint_activations, create_backbone
 from src.checkpoint import CheckpointStore
 from src.clock import Clock
 from src.data.datasets import (
+    OWN_SETS,
     ImageSource,
     evenly_spread,
     find_val_beside,
     first_images,
     open_images,
+    open_labelled,
     refuse_split_root,
     require_labels,
 )
@@ -249,12 +250,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def online_knn(args: argparse.Namespace, source: ImageSource, prepare: ToDevice) -> KNNEvaluation:
     """kNN from the training images to the validation images."""
-    if args.dataset == "folder":
-        val_path = Path(args.val_path) if args.val_path else find_val_beside(args.data_path)
-        val = open_images("folder", val_path)
+    if args.dataset in OWN_SETS:
+        val = open_labelled(args.dataset, args.val_path or find_val_beside(args.dataset, args.data_path))
+        require_labels(source, args.data_path)
         train = source
-        require_labels(train, args.data_path)
-        require_labels(val, val_path)
     else:
         train = open_images(args.dataset, args.data_path, "train")
         val = open_images(args.dataset, args.data_path, "test")

@@ -16,7 +16,7 @@ import torchvision
 
 from src import distributed
 from src.checkpoint import write_atomically
-from src.data.datasets import TORCHVISION_SETS
+from src.data.datasets import DATASETS
 from src.errors import Diverged, UserError
 
 # Flags of the published code and its launchers that have no effect any more: name -> what replaces them.
@@ -161,8 +161,9 @@ def add_data_arguments(parser: Parser, what: str, mean: list[float] | None, std:
     group.add_argument(
         "--dataset",
         default="folder",
-        choices=["folder", *TORCHVISION_SETS],
-        help="a folder of images (class sub-folders are optional where no label is needed), or a torchvision set "
+        choices=DATASETS,
+        help="a folder of images (class sub-folders are optional where no label is needed), a file made by "
+        "scripts/make_lmdb.py, WebDataset shards (a folder of .tar files, a pattern, or URLs), or a torchvision set "
         "whose root --data_path is",
     )
     group.add_argument("--download", action="store_true", help="fetch a torchvision set that is not there yet")

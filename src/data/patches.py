@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.data.datasets import EXTENSIONS
+from src.data.folder import EXTENSIONS
 from src.errors import UserError
 
 TRAIN_SHARE = 0.6  # training patches: the left part of every photograph; test patches: the rest

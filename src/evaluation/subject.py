@@ -10,7 +10,7 @@ from torch import nn
 
 from src import cli
 from src.backbones import feature_width
-from src.data.datasets import ImageSource, find_split_folder, open_images, require_labels
+from src.data.datasets import ImageSource, open_train_and_test
 from src.data.loading import ToDevice
 from src.data.views import CentreView
 from src.errors import UserError
@@ -60,14 +60,7 @@ def open_subject(args: argparse.Namespace, device: torch.device) -> Subject:
     resize = args.resize or (settings.get("eval_resize") if not args.crop_size else None) or round(size * 256 / 224)
     mean = args.mean or settings.get("mean", cli.IMAGENET_MEAN)
     std = args.std or settings.get("std", cli.SWAV_STD)
-    if args.dataset == "folder":
-        folders = [find_split_folder(args.data_path, split) for split in ("train", "test")]
-        train, test = (open_images("folder", folder) for folder in folders)
-        for source, folder in zip((train, test), folders, strict=True):
-            require_labels(source, folder)
-    else:
-        train = open_images(args.dataset, args.data_path, "train", args.download)
-        test = open_images(args.dataset, args.data_path, "test", args.download)
+    train, test = open_train_and_test(args.dataset, args.data_path, args.download)
     if list(train.classes) != list(test.classes):
         raise UserError(
             f"training and test images have different classes ({len(train.classes)} and {len(test.classes)})"

@@ -10,7 +10,7 @@ from src.data.datasets import (
     FolderImages,
     TorchvisionImages,
     evenly_spread,
-    find_split_folder,
+    find_split,
     find_val_beside,
     first_images,
     open_images,
@@ -126,13 +126,13 @@ def test_first_images_and_evenly_spread(patches):
 
 
 def test_splits_are_found(patches, tmp_path):
-    assert find_split_folder(patches, "train") == patches / "train"
-    assert find_split_folder(patches, "test") == patches / "test"
-    assert find_val_beside(patches / "train") == patches / "test"
+    assert find_split("folder", patches, "train") == patches / "train"
+    assert find_split("folder", patches, "test") == patches / "test"
+    assert find_val_beside("folder", patches / "train") == patches / "test"
     with pytest.raises(UserError, match="--val_path"):
-        find_val_beside(tmp_path)
+        find_val_beside("folder", tmp_path)
     with pytest.raises(UserError, match="val or test"):
-        find_split_folder(tmp_path, "test")
+        find_split("folder", tmp_path, "test")
     with pytest.raises(UserError, match="takes the training folder"):
         refuse_split_root(patches)
     refuse_split_root(patches / "train")

@@ -1,0 +1,95 @@
+"""Images in one LMDB file: encoded bytes by index, in a memory map that all workers of a machine share.
+
+Written by ``scripts/make_lmdb.py``. The file holds, besides the images (keys ``00000000``, ``00000001``, ...),
+
+============  ====================================================================================
+``__meta__``  JSON: format, number of images, class names; written last, so an unfinished file has none
+``__labels__``  int64, little-endian, one for each image
+``__names__``   the images' paths, UTF-8, one a line
+============  ====================================================================================
+"""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from src.errors import UserError
+
+FORMAT = "ssl-vision-lmdb/1"
+
+
+def import_lmdb() -> Any:
+    """The optional dependency; raises UserError where it is missing."""
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError("--dataset lmdb needs a package: pip install lmdb") from None
+    return lmdb
+
+
+def image_key(index: int) -> bytes:
+    return b"%08d" % index
+
+
+class LMDBImages:
+    """The images of an LMDB file, in the order of their source."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        import_lmdb()
+        if not os.path.exists(self.path):
+            raise UserError(f"{self.path} does not exist")
+        meta = self._get(b"__meta__")
+        if meta is None:
+            raise UserError(f"{self.path} holds no finished image set; run scripts/make_lmdb.py again to finish it")
+        description = json.loads(meta)
+        if description.get("format") != FORMAT:
+            raise UserError(f"{self.path} has the format {description.get('format')!r}, expected {FORMAT!r}")
+        self.classes: list[str] = description["classes"]
+        self.labels: list[int] = np.frombuffer(self._get(b"__labels__") or b"", dtype="<i8").tolist()
+        self._names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, index: int) -> Image.Image:
+        encoded = self._get(image_key(index))
+        if encoded is None:
+            raise OSError("not in the LMDB file")
+        return Image.open(io.BytesIO(encoded))
+
+    def name(self, index: int) -> str:
+        if self._names is None:
+            self._names = (self._get(b"__names__") or b"").decode().split("\n")
+        return f"{self.path}:{self._names[index]}"
+
+    def _get(self, key: bytes) -> bytes | None:
+        with _environment(self.path).begin() as transaction:
+            value = transaction.get(key)
+        return None if value is None else bytes(value)
+
+
+# LMDB wants a file to be opened once in each process, and again in each that was forked from it.
+_environments: dict[str, tuple[int, Any]] = {}
+
+
+def _environment(path: str) -> Any:
+    owner, environment = _environments.get(path, (0, None))
+    if owner == os.getpid():
+        return environment
+    if environment is not None:
+        environment.close()  # the parent's, of which this process has a copy
+    lmdb = import_lmdb()
+    try:
+        environment = lmdb.open(
+            path, subdir=False, readonly=True, lock=False, readahead=False, max_dbs=0, max_readers=1024
+        )
+    except lmdb.Error as error:
+        raise UserError(f"{path} is not a readable LMDB file: {error}") from None
+    _environments[path] = (os.getpid(), environment)
+    return environment

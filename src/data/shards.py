@@ -1,0 +1,173 @@
+"""Images in tar shards of the WebDataset layout, by index.
+
+The members of each sample share a name up to the first dot: ``n01440764/10026.jpg`` and ``n01440764/10026.cls``. What
+is not on a local disk (every URL that the webdataset package opens: https, s3, gs, pipe, ...) is fetched once, shard
+by shard, and read from the copy. Reading by index, instead of streaming, is what makes shuffling complete and a
+resume exact; the price is disk space for the copies. Each shard's list of members is kept beside it, so that only
+the first start has to scan.
+"""
+
+import glob
+import io
+import os
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from src.data.folder import is_image
+from src.data.labels import UNLABELLED
+from src.errors import UserError
+
+CACHE_VARIABLE = "SSL_SHARD_CACHE"
+
+
+class ShardIndex(NamedTuple):
+    """Where the images of one shard lie: byte offset and size of each, its label, its name."""
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    names: np.ndarray
+
+
+class ShardImages:
+    """The images of a list of shards, in the shards' order.
+
+    Args:
+        where: a folder of ``.tar`` files, one such file, a glob or brace pattern (``train-{000..146}.tar``), or URLs
+            in the same notation.
+        cache: where copies of remote shards are kept; by default the environment variable ``SSL_SHARD_CACHE``, else
+            ``~/.cache/ssl-vision-training/shards``.
+    """
+
+    def __init__(self, where: str | Path, cache: str | Path | None = None) -> None:
+        default = os.environ.get(CACHE_VARIABLE, "~/.cache/ssl-vision-training/shards")
+        folder = Path(cache or default).expanduser()
+        self.paths = [_local_copy(shard, folder) for shard in expand(str(where))]
+        indices = [read_index(path) for path in tqdm(self.paths, "reading shards", disable=None, leave=False)]
+        self._shard = np.repeat(np.arange(len(indices)), [len(index.offsets) for index in indices])
+        self._index = ShardIndex(*(np.concatenate(column) for column in zip(*indices, strict=True)))
+        if not len(self._shard):
+            raise UserError(f"no images in the {len(self.paths)} shards of {where}")
+        self.labels: list[int] = self._index.labels.tolist()
+        self.classes = [str(label) for label in range(max(self.labels) + 1)]
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def open(self, index: int) -> Image.Image:
+        with open(self.paths[self._shard[index]], "rb") as file:
+            file.seek(int(self._index.offsets[index]))
+            return Image.open(io.BytesIO(file.read(int(self._index.sizes[index]))))
+
+    def name(self, index: int) -> str:
+        return f"{self.paths[self._shard[index]]}:{self._index.names[index]}"
+
+
+def _webdataset() -> tuple[Callable[[str], list[str]], Callable[[str], BinaryIO]]:
+    """The optional dependency's expansion of patterns and opening of URLs."""
+    try:
+        from webdataset.gopen import gopen
+        from webdataset.shardlists import expand_urls
+    except ImportError:
+        raise UserError("brace patterns and remote shards need a package: pip install webdataset") from None
+    return expand_urls, gopen
+
+
+def _is_remote(shard: str) -> bool:
+    return "://" in shard or shard.startswith("pipe:")
+
+
+def expand(where: str) -> list[str]:
+    """The shards that a folder, file, pattern or URL stands for, in order. Raises UserError when there are none."""
+    if os.path.isdir(where):
+        found = sorted(glob.glob(os.path.join(glob.escape(where), "*.tar")))
+    elif os.path.exists(where):
+        found = [where]
+    else:
+        found = _webdataset()[0](where) if "{" in where or "::" in where else [where]
+        found = [path for shard in found for path in ([shard] if _is_remote(shard) else sorted(glob.glob(shard)))]
+    if not found:
+        raise UserError(f"no .tar shards at {where}")
+    return found
+
+
+def _local_copy(shard: str, cache: Path) -> str:
+    """The shard itself, or the copy of a remote one, fetched now if it is not there yet."""
+    if not _is_remote(shard):
+        return shard
+    copy = cache / "".join(c if c.isalnum() or c in ".-_" else "_" for c in shard)
+    if copy.exists():
+        return str(copy)
+    print(f"fetching {shard} into {cache}", file=sys.stderr)
+    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _webdataset()[1](shard) as source, open(temporary, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        os.replace(temporary, copy)
+    except (OSError, ValueError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot fetch {shard}: {str(error).splitlines()[0]}") from None
+    return str(copy)
+
+
+def read_index(path: str) -> ShardIndex:
+    """The members of a shard, from the list beside it if that is newer than the shard, else by scanning it."""
+    listing = Path(f"{path}.index.npz")
+    try:
+        if listing.stat().st_mtime_ns >= os.stat(path).st_mtime_ns:
+            with np.load(listing, allow_pickle=False) as columns:
+                return ShardIndex(*(columns[name] for name in ShardIndex._fields))
+    except (OSError, ValueError, KeyError):
+        pass  # there is none, or none that is any use
+    try:
+        index = _scan(path)
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{path} is not a readable tar file: {str(error).splitlines()[0]}") from None
+    temporary = listing.with_name(f".{listing.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **index._asdict())
+        os.replace(temporary, listing)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a read-only place: the next start scans again
+    return index
+
+
+def _scan(path: str) -> ShardIndex:
+    images: dict[str, tuple[int, int, str]] = {}
+    labels: dict[str, int] = {}
+    with tarfile.open(path, "r:") as archive:
+        for member, key, ending in _members(archive):
+            if ending == "cls":
+                file = archive.extractfile(member)
+                text = file.read().decode(errors="replace").strip() if file else ""
+                if not text.lstrip("-").isdigit():
+                    raise UserError(f"{path}: {member.name} holds {text[:20]!r}, expected a class number")
+                labels[key] = int(text)
+            elif is_image(f"x.{ending.rpartition('.')[2]}") and key not in images:
+                images[key] = (member.offset_data, member.size, member.name)
+    columns = list(zip(*images.values(), strict=True)) or [(), (), ()]
+    return ShardIndex(
+        offsets=np.array(columns[0], dtype=np.int64),
+        sizes=np.array(columns[1], dtype=np.int64),
+        labels=np.array([labels.get(key, UNLABELLED) for key in images], dtype=np.int64),
+        names=np.array(columns[2], dtype=np.str_),
+    )
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+    """Each file with its sample's key and its ending."""
+    for member in archive:
+        folder, _, name = member.name.rpartition("/")
+        stem, dot, ending = name.partition(".")
+        if member.isfile() and stem and dot:
+            yield member, f"{folder}/{stem}", ending.lower()
