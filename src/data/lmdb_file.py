@@ -46,6 +46,7 @@ class LMDBImages:
             raise UserError(f"{self.path} does not exist")
         meta = self._get(b"__meta__")
         if meta is None:
+            _environments.pop(self.path)[1].close()  # so that a writer of this process may go on with it
             raise UserError(f"{self.path} holds no finished image set; run scripts/make_lmdb.py again to finish it")
         description = json.loads(meta)
         if description.get("format") != FORMAT:
