@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=args.workers,
         pin_memory=world.device.type == "cuda",
     )
-    prepare = ToDevice(world.device, args.mean, args.std, channels_last=world.device.type == "cuda")
+    prepare = ToDevice(world.device, args.mean, args.std)
 
     # ------------------------------------------------------------------------------------------- model, optimiser
     cli.seed_everything(args.seed, args.deterministic)
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         group_size = args.syncbn_process_group_size if args.sync_bn == "apex" else 0
         sync_bn.convert(method, group_size, world.device.type)
     method.to(world.device)
-    if world.device.type == "cuda":
+    if not args.shard:  # FSDP2 cuts up plain layouts only
         method.to(memory_format=torch.channels_last)
     if args.checkpoint_activations:
         checkpoint_activations(method.backbone)

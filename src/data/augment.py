@@ -2,13 +2,13 @@
 
 Both ways compute what Pillow's operations (so torchvision's, on Pillow images) compute, rounding to whole levels
 after each operation included, in the same order: jitter operations as drawn, grayscale, blur, solarisation.
-How close they are, operation by operation:
+In a worker they mostly are Pillow's operations. How close the batched ones are:
 
 ==============================================  ====================================================================
 brightness, contrast, saturation, grayscale,    equal, but for factors whose product lies within float32 rounding of a
 solarisation                                    whole level, which may then fall on the other side: 1 level
 hue                                             equal, but for 1 level where a channel rounds from a half
-blur                                            Pillow approximates a Gaussian by three box filters for each axis and
+blur (in workers too, from 128 pixels on)       Pillow approximates a Gaussian by three box filters for each axis and
                                                 rounds to a level after each; this computes the same six filters with
                                                 float32 instead of fixed-point weights, so a sum close to a half may
                                                 round the other way, once for each filter: at most 2 levels, and none
@@ -16,7 +16,7 @@ blur                                            Pillow approximates a Gaussian b
 ==============================================  ====================================================================
 
 Operations that follow can amplify such a level by their factor (up to 1.8 with SwAV's jitter), or move it to
-another hue; ``tests/data/test_augment.py`` holds the two ways together, each operation alone and whole chains.
+another hue; ``tests/data/test_augment.py`` holds both ways to the plain transforms, each operation alone and chains.
 """
 
 import functools
@@ -36,6 +36,7 @@ from src.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draw
 _GRAY = (19595.0, 38470.0, 7471.0)
 _BOX_PASSES = 3
 _SOLARIZE_FROM = 128
+_FASTER_BLUR_FROM = 128  # pixels; in smaller images Pillow's blur is the faster one
 
 
 def hue_steps(hue: float) -> int:
@@ -47,62 +48,40 @@ def hue_steps(hue: float) -> int:
 
 
 def apply_to_image(pixels: Tensor, draw: Draw) -> Tensor:
-    """The drawn operations on one image, (3, h, w) uint8, by Pillow."""
-    if not (draw.order or draw.grayscale or draw.blur_sigma or draw.solarize):
-        return pixels
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    return torch.from_numpy(np.array(_change_colours(image, draw))).permute(2, 0, 1)
+    """The drawn operations on one image, (3, h, w) uint8: by Pillow, and for large images by our faster blur."""
+    blurs_in_torch = draw.blur_sigma > 0 and pixels.shape[-1] >= _FASTER_BLUR_FROM
+    if draw.order or draw.grayscale or (draw.blur_sigma and not blurs_in_torch):
+        image = Image.merge("RGB", [Image.fromarray(plane) for plane in pixels.numpy()])
+        image = _change_colours(image, draw)
+        if draw.blur_sigma and not blurs_in_torch:
+            image = image.filter(ImageFilter.GaussianBlur(radius=draw.blur_sigma))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    if blurs_in_torch:
+        pixels = _blur(pixels[None].float(), torch.tensor([box_weights(draw.blur_sigma)]))[0].to(torch.uint8)
+    if draw.solarize:
+        pixels = torch.where(pixels < _SOLARIZE_FROM, pixels, 255 - pixels)
+    return pixels
 
 
 def _change_colours(image: Image.Image, draw: Draw) -> Image.Image:
-    """One pass over the pixels for each run of operations on single levels."""
-    pending: np.ndarray | None = None  # a table of 256 levels that still has to be applied to the image
     for operation in draw.order:
         if operation == BRIGHTNESS:
-            pending = _blend_table(0, draw.brightness, pending)
-            continue
-        if operation == CONTRAST:
-            image, pending = _through(image, pending), None
-            pending = _blend_table(_mean_gray(image), draw.contrast, None)
-            continue
-        image, pending = _through(image, pending), None
-        if operation == SATURATION:
+            image = Image.blend(Image.new("RGB", image.size), image, draw.brightness)
+        elif operation == CONTRAST:
+            image = Image.blend(Image.new("RGB", image.size, (_mean_gray(image),) * 3), image, draw.contrast)
+        elif operation == SATURATION:
             image = Image.blend(image.convert("L").convert("RGB"), image, draw.saturation)
         else:
             assert operation == HUE
-            image = _shift_hue(image, hue_steps(draw.hue))
-    image = _through(image, pending)
-    if draw.grayscale:
-        image = image.convert("L").convert("RGB")
-    if draw.blur_sigma:
-        image = image.filter(ImageFilter.GaussianBlur(radius=draw.blur_sigma))
-    if draw.solarize:
-        image = image.point([x if x < _SOLARIZE_FROM else 255 - x for x in range(256)] * 3)
-    return image
-
-
-def _through(image: Image.Image, table: np.ndarray | None) -> Image.Image:
-    return image if table is None else image.point(table.tolist() * 3)
-
-
-def _blend_table(anchor: int, factor: float, after: np.ndarray | None) -> np.ndarray:
-    """What ``Image.blend`` with a constant does to each level, behind another such table."""
-    levels = np.arange(256, dtype=np.float32) if after is None else after.astype(np.float32)
-    blended = np.float32(anchor) + np.float32(factor) * (levels - np.float32(anchor))
-    return np.clip(blended, 0, 255).astype(np.uint8)
+            hue, saturation, value = image.convert("HSV").split()
+            shifted = Image.fromarray(np.asarray(hue) + np.uint8(hue_steps(draw.hue)))  # wraps round at 256
+            image = Image.merge("HSV", (shifted, saturation, value)).convert("RGB")
+    return image.convert("L").convert("RGB") if draw.grayscale else image
 
 
 def _mean_gray(image: Image.Image) -> int:
     counts = np.asarray(image.convert("L").histogram())
     return int((counts * np.arange(256)).sum() / counts.sum() + 0.5)
-
-
-def _shift_hue(image: Image.Image, steps: int) -> Image.Image:
-    if steps == 0:
-        # still not the identity: the way to 8-bit hue and back rounds
-        return image.convert("HSV").convert("RGB")
-    identity = list(range(256))
-    return image.convert("HSV").point([*identity[steps:], *identity[:steps], *identity, *identity]).convert("RGB")
 
 
 # ---------------------------------------------------------------------------------------------------- a batch

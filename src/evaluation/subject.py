@@ -65,9 +65,6 @@ def open_subject(args: argparse.Namespace, device: torch.device) -> Subject:
         raise UserError(
             f"training and test images have different classes ({len(train.classes)} and {len(test.classes)})"
         )
-    channels_last = device.type == "cuda"
-    backbone = backbone.to(device)
-    if channels_last:
-        backbone = backbone.to(memory_format=torch.channels_last)
-    prepare = ToDevice(device, mean, std, channels_last)
+    backbone = backbone.to(device).to(memory_format=torch.channels_last)
+    prepare = ToDevice(device, mean, std)
     return Subject(backbone, train, test, CentreView(size, resize), prepare, description)

@@ -45,16 +45,15 @@ class LARC(LayerwiseSGD):
         self.clip = clip
         self.eps = eps
 
-    def rescaled(self, params: list[Tensor], grads: list[Tensor], norms: Norms, group: dict[str, Any]) -> list[Tensor]:
+    def rescale_(self, params: list[Tensor], grads: list[Tensor], norms: Norms, group: dict[str, Any]) -> None:
         weight_decay = group["weight_decay"]
         param_norm, grad_norm = norms(params), norms(grads)
         factor = self.trust_coefficient * param_norm / (grad_norm + weight_decay * param_norm + self.eps)
         if self.clip:
             factor = torch.clamp(factor / group["lr"], max=1.0)
-        adapts = (param_norm != 0) & (grad_norm != 0)
-        decay = torch.where(adapts, factor * weight_decay, torch.zeros_like(factor))
-        factor = torch.where(adapts, factor, torch.ones_like(factor))
-        scaled = list(torch._foreach_mul(grads, list(factor.unbind())))
+        # A zero parameter has no decay to add, so a factor of 1 leaves its gradient alone; a zero gradient must stay 0,
+        # which a factor of 0 sees to.
+        factor = torch.where(param_norm == 0, 1.0, torch.where(grad_norm == 0, 0.0, factor))
         if weight_decay:
-            torch._foreach_add_(scaled, torch._foreach_mul(params, list(decay.unbind())))
-        return scaled
+            torch._foreach_add_(grads, params, alpha=weight_decay)
+        torch._foreach_mul_(grads, list(factor.unbind()))

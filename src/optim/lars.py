@@ -48,21 +48,22 @@ class LARS(LayerwiseSGD):
         self.variant = variant
         self.lr_in_buffer = variant == "twist"
 
-    def rescaled(self, params: list[Tensor], grads: list[Tensor], norms: Norms, group: dict[str, Any]) -> list[Tensor]:
-        decay = group["weight_decay"]
-        updates = list(torch._foreach_add(grads, params, alpha=decay)) if decay else [g.clone() for g in grads]
-        if not group.get("adapt", True):
-            return updates
+    def rescale_(self, params: list[Tensor], grads: list[Tensor], norms: Norms, group: dict[str, Any]) -> None:
+        decay, adapt = group["weight_decay"], group.get("adapt", True)
+        grad_norm = norms(grads) if adapt and self.variant == "twist" else None
+        if decay:
+            torch._foreach_add_(grads, params, alpha=decay)
+        if not adapt:
+            return
         param_norm = norms(params)
-        if self.variant == "twist":
-            bottom = norms(grads) + decay * param_norm
+        if grad_norm is not None:
+            bottom = grad_norm + decay * param_norm
             factor = self.trust_coefficient * param_norm / torch.where(bottom == 0, 1.0, bottom)
         else:
-            update_norm = norms(updates)
+            update_norm = norms(grads)
             moves = (param_norm != 0) & (update_norm != 0)
             factor = torch.where(moves, self.trust_coefficient * param_norm / update_norm, 1.0)
-        torch._foreach_mul_(updates, list(factor.unbind()))
-        return updates
+        torch._foreach_mul_(grads, list(factor.unbind()))
 
 
 def split_by_adaptation(named: Iterable[tuple[str, Tensor]], exempt: tuple[str, ...] = ()) -> list[dict[str, Any]]:

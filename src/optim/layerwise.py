@@ -10,13 +10,13 @@ from torch.distributed.tensor import DTensor
 
 
 class LayerwiseSGD(torch.optim.SGD):
-    """``m <- momentum * m + g'`` (first time ``m = g'``), ``w <- w - lr * m``, with ``g'`` from :meth:`rescaled`.
+    """``m <- momentum * m + g'`` (first time ``m = g'``), ``w <- w - lr * m``, with ``g'`` from :meth:`rescale_`.
 
     Nothing here waits for the device, and there is no loop of tensor operations over the parameters. Parameters whose
     gradient is None are skipped altogether. The state dict is plain SGD's. Parameters may be sharded (FSDP2); their
     norms are those of the whole tensors.
 
-    Groups may carry ``adapt: False``, which subclasses heed.
+    A step changes ``.grad``. Groups may carry ``adapt: False``, which subclasses heed.
     """
 
     # A loss scaler then hands over `found_inf`, a flag on the device, instead of waiting to read it itself
@@ -30,10 +30,8 @@ class LayerwiseSGD(torch.optim.SGD):
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    def rescaled(
-        self, params: list[Tensor], grads: list[Tensor], norms: "Norms", group: dict[str, Any]
-    ) -> list[Tensor]:
-        """New tensors: what goes into the momentum buffers. The gradients themselves are to be left alone."""
+    def rescale_(self, params: list[Tensor], grads: list[Tensor], norms: "Norms", group: dict[str, Any]) -> None:
+        """Turns gradients into what goes into the momentum buffers, in place: new tensors would cost gigabytes."""
         raise NotImplementedError  # this is what makes the optimiser
 
     @torch.no_grad()
@@ -52,7 +50,8 @@ class LayerwiseSGD(torch.optim.SGD):
         if not params:
             return
         weights = [_local(p) for p in params]
-        grads = self.rescaled(weights, [_local(p.grad) for p in params if p.grad is not None], Norms(params), group)
+        grads = [_local(p.grad) for p in params if p.grad is not None]
+        self.rescale_(weights, grads, Norms(params), group)
         momentum, rate = group["momentum"], group["lr"]
         if self.lr_in_buffer:
             torch._foreach_mul_(grads, rate)
@@ -66,12 +65,16 @@ class LayerwiseSGD(torch.optim.SGD):
         known = set(old)
         for i, p in enumerate(params):
             if i not in known:
-                self.state[p]["momentum_buffer"] = _sharded_like(p, grads[i])
+                # a copy, as the gradient's memory is used again
+                self.state[p]["momentum_buffer"] = _sharded_like(p, grads[i].clone())
         buffers = [_local(self.state[p]["momentum_buffer"]) for p in params]
         if old:
             torch._foreach_mul_([buffers[i] for i in old], momentum)
             torch._foreach_add_([buffers[i] for i in old], [grads[i] for i in old])
-        torch._foreach_add_(weights, torch._foreach_mul(buffers, -rate))
+        if isinstance(rate, Tensor):
+            torch._foreach_add_(weights, torch._foreach_mul(buffers, -rate))
+        else:
+            torch._foreach_add_(weights, buffers, alpha=-rate)
 
 
 class Norms:

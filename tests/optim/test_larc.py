@@ -72,14 +72,15 @@ def test_a_missing_gradient_is_skipped_without_a_buffer():
     np.testing.assert_allclose(frozen.detach().numpy(), expected, rtol=1e-6)
 
 
-def test_gradients_are_left_as_they_were():
+def test_the_momentum_buffer_does_not_share_the_gradients_memory():
+    """Which the next backward pass writes into, when gradients are views into DDP's buckets."""
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.full((3,), 2.0)
     optimizer = LARC([p], lr=0.5, weight_decay=0.1)
     optimizer.step()
-    optimizer.step()
-    assert torch.equal(p.grad, torch.full((3,), 2.0))
-
+    buffer = optimizer.state[p]["momentum_buffer"].clone()
+    p.grad.fill_(7.0)
+    assert torch.equal(optimizer.state[p]["momentum_buffer"], buffer)
 
 def test_agrees_with_timm_where_the_two_mean_the_same():
     torch.manual_seed(0)

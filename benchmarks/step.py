@@ -1,0 +1,172 @@
+"""Time and peak memory of a SwAV training step, as ratios to a plain loop in the same run.
+
+    python benchmarks/step.py [--recipe small|imagenet] [--compile]
+
+The baseline computes the same step as the paper's code did: crops in torch's default memory layout, one Sinkhorn call
+for each assigned crop, a loop over crops in the loss, LARC parameter by parameter, the loss read after every step.
+Both run the same network on the same crops, which are on the device already; on a GPU both use bf16 autocast.
+"""
+
+import argparse
+import functools
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import by_turns, machine, table
+from src.backbones import create_backbone
+from src.clock import Clock
+from src.data.loading import Batch, ResumableBatches
+from src.methods.swav import SwAV
+from src.optim.larc import LARC
+from src.training import Training, choose_precision
+
+# backbone, crop sizes, batch on the CPU, batch on a GPU, further options of SwAV
+RECIPES: dict[str, tuple[dict[str, Any], list[int], int, int, dict[str, Any]]] = {
+    "small": (
+        {"name": "resnet18", "width": 0.25, "stem": "small"},
+        [32, 32],
+        100,
+        512,
+        {"nmb_prototypes": 100, "hidden_mlp": 256, "feat_dim": 64},
+    ),
+    "imagenet": ({"name": "resnet50"}, [224, 224] + [96] * 6, 4, 64, {"nmb_prototypes": 3000}),
+}
+
+
+def plain_sinkhorn(scores: Tensor) -> Tensor:
+    q = torch.exp(scores / 0.05).t()
+    q /= q.sum()
+    for _ in range(3):
+        q /= q.sum(dim=1, keepdim=True)
+        q /= q.shape[0]
+        q /= q.sum(dim=0, keepdim=True)
+        q /= q.shape[1]
+    return (q * q.shape[1]).t()
+
+
+def plain_loss(scores: Tensor, num_crops: int, batch_size: int) -> Tensor:
+    total = scores.new_zeros(())
+    for assigned in (0, 1):
+        q = plain_sinkhorn(scores[assigned * batch_size : (assigned + 1) * batch_size].detach().float())
+        subloss = scores.new_zeros(())
+        for crop in range(num_crops):
+            if crop != assigned:
+                x = scores[crop * batch_size : (crop + 1) * batch_size] / 0.1
+                subloss = subloss - (q * F.log_softmax(x.float(), dim=1)).sum(dim=1).mean()
+        total = total + subloss / (num_crops - 1)
+    return total / 2
+
+
+@torch.no_grad()
+def plain_larc(parameters: Sequence[nn.Parameter], sgd: torch.optim.SGD, weight_decay: float) -> None:
+    for parameter in parameters:
+        assert parameter.grad is not None
+        weight_norm, grad_norm = parameter.norm().item(), parameter.grad.norm().item()
+        if weight_norm != 0 and grad_norm != 0:
+            rate = 0.001 * weight_norm / (grad_norm + weight_decay * weight_norm + 1e-8)
+            parameter.grad.add_(parameter, alpha=weight_decay).mul_(rate)
+    sgd.step()
+
+
+def make_method(recipe: str, device: torch.device) -> SwAV:
+    torch.manual_seed(0)
+    backbone, _, _, _, options = RECIPES[recipe]
+    return SwAV(create_backbone(**backbone), **options, freeze_prototypes_niters=0).to(device)
+
+
+def plain_step(recipe: str, crops: Sequence[Tensor], device: torch.device) -> Callable[[], object]:
+    method = make_method(recipe, device)
+    parameters = list(method.parameters())
+    sgd = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, foreach=False)
+    dtype = torch.bfloat16 if device.type == "cuda" else None
+
+    def step() -> float:
+        with torch.no_grad():
+            weight = method.prototypes.heads()[0].weight
+            weight.copy_(F.normalize(weight, dim=1))
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            scores = method.prototypes.heads()[0](method.embed(crops))
+            loss = plain_loss(scores, len(crops), len(crops[0]))
+        sgd.zero_grad()
+        loss.backward()
+        plain_larc(parameters, sgd, 1e-6)
+        return loss.item()
+
+    return step
+
+
+def our_step(recipe: str, crops: Sequence[Tensor], device: torch.device, compiled: bool) -> Callable[[], object]:
+    method = make_method(recipe, device)
+    method.to(memory_format=torch.channels_last)
+    crops = [crop.contiguous(memory_format=torch.channels_last) for crop in crops]
+    if compiled:
+        method.backbone.compile(dynamic=False)
+    size = len(crops[0])
+    training = Training(
+        method=method,
+        optimizer=LARC(method.parameters(), lr=0.01, weight_decay=1e-6),
+        loader=cast(Any, None),  # the batch is here already
+        batches=ResumableBatches(size, size),
+        prepare=lambda batch: batch,
+        schedules={"lr": lambda clock: 0.01},
+        clock=Clock(1000, 1),
+        device=device,
+        precision=choose_precision("auto", device),
+        monitor=cast(Any, None),
+    )
+    batch = Batch(list(crops), torch.zeros(size), torch.arange(size))
+    method.before_epoch(training.clock)
+    return functools.partial(training._step, [batch])
+
+
+def peak_memory(step: Callable[[], object], device: torch.device) -> float:
+    """MB on a GPU; nan elsewhere, where only a process as a whole has a peak."""
+    if device.type != "cuda":
+        return float("nan")
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES, nargs="+", default=list(RECIPES))
+    parser.add_argument("--compile", action="store_true", help="also time our step with a compiled backbone")
+    parser.add_argument("--batch_size", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    print(f"{machine()}\n")
+    for recipe in args.recipe:
+        _, sizes, on_cpu, on_gpu, _ = RECIPES[recipe]
+        size = args.batch_size or (on_gpu if device.type == "cuda" else on_cpu)
+        crops = [torch.randn(size, 3, side, side, device=device) for side in sizes]
+        steps = {
+            "plain loop (baseline)": plain_step(recipe, crops, device),
+            "ours": our_step(recipe, crops, device, compiled=False),
+        }
+        if args.compile:
+            steps["ours, --compile"] = our_step(recipe, crops, device, compiled=True)
+        results = by_turns(steps, "plain loop (baseline)", args.rounds, seconds=1.0)
+        print(table(f"{recipe}: step of {size} images", results, "images/s", size) + "\n")
+        for name, step in steps.items():
+            if device.type == "cuda":
+                print(f"{name}: peak memory {peak_memory(step, device):.0f} MB")
+    if device.type == "cpu":
+        print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

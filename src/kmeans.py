@@ -1,0 +1,65 @@
+"""Spherical k-means over the features of all ranks, as DeepCluster-v2 clusters them.
+
+Shape suffixes: M = samples of this rank, D = feature size, K = clusters.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from src import distributed
+
+# Scores of so many bytes are held at a time: enough to keep a GPU busy, little beside a network's activations
+CHUNK_BYTES = 1 << 28
+
+
+@torch.no_grad()
+def assign(features_MD: Tensor, centroids_KD: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+    """The centroid with the largest inner product, (M,) int64; at a tie the first. Computed in float32, in chunks."""
+    rows = max(1, chunk_bytes // (4 * len(centroids_KD)))
+    transposed = centroids_KD.float().T.contiguous()
+    parts = [(chunk.float() @ transposed).argmax(dim=1) for chunk in features_MD.split(rows)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=features_MD.device)
+
+
+@torch.no_grad()
+def spherical_kmeans(
+    features_MD: Tensor,
+    centroids_KD: Tensor,
+    iterations: int = 10,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm with unit centroids (Caron et al. 2020, arXiv 2006.09882, appendix D).
+
+    Each iteration assigns every sample to the centroid with the largest cosine and replaces each centroid by the
+    normalised mean of its samples on all ranks. A cluster without samples keeps its centroid. There is no balancing,
+    no re-seeding and no test for convergence. The result on W ranks equals that of one process on all rows, up to
+    the order of summation.
+
+    Args:
+        features_MD: unit rows.
+        centroids_KD: where to start, equal on all ranks; left alone.
+        iterations: updates of the centroids; there is one more assignment than that.
+        chunk_bytes: bound on the memory for scores.
+        progress: told the number of finished iterations.
+
+    Returns:
+        centroids (K, D) float32, equal on all ranks, and the assignments (M,) int64 of this rank's samples.
+    """
+    with torch.autocast(features_MD.device.type, enabled=False):
+        centroids = centroids_KD.float().clone()
+        for done in range(iterations):
+            labels = assign(features_MD, centroids, chunk_bytes)
+            sums = torch.zeros_like(centroids).index_add_(0, labels, features_MD.float())
+            counts = torch.bincount(labels, minlength=len(centroids))
+            distributed.all_reduce_(sums)
+            distributed.all_reduce_(counts, dist.ReduceOp.SUM)
+            has_samples = (counts > 0).unsqueeze(1)
+            centroids = F.normalize(torch.where(has_samples, sums / counts.clamp(min=1).unsqueeze(1), centroids), dim=1)
+            progress(done + 1)
+        return centroids, assign(features_MD, centroids, chunk_bytes)
