@@ -73,10 +73,10 @@ def test_a_sharded_run_in_parts_equals_one_in_one_go_and_may_go_on_unsharded(pat
     # the file is that of any run: here the first steps were plain, the others are sharded, and the other way round
     train(patches, tmp_path / "c", "--max_steps", 7)
     train(patches, tmp_path / "c", "--shard")
-    assert_close_ends(tmp_path / "a", tmp_path / "c", 1e-4)
+    assert_close_ends(tmp_path / "a", tmp_path / "c", 1e-3)
     train(patches, tmp_path / "d", "--shard", "--max_steps", 7)
     train(patches, tmp_path / "d")
-    assert_close_ends(tmp_path / "a", tmp_path / "d", 1e-4)
+    assert_close_ends(tmp_path / "a", tmp_path / "d", 1e-3)
 
 
 def test_online_knn_reads_a_sharded_backbone(patches, tmp_path):

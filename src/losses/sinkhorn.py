@@ -36,11 +36,11 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     if iterations < 1:
         raise ValueError(f"Sinkhorn needs at least one iteration, got {iterations}")
     dtype = torch.float32 if epsilon >= SMALLEST_FLOAT32_EPSILON else torch.float64
-    q = torch.exp((scores.to(dtype) - 1.0) / epsilon)
+    q = (scores.to(dtype) - 1.0).div_(epsilon).exp_()
     num_samples = scores.shape[-2] * distributed.world_size()
     num_prototypes = scores.shape[-1]
     for _ in range(iterations):
         prototype_mass = distributed.all_reduce_(q.sum(dim=-2, keepdim=True))
         q /= prototype_mass * num_prototypes
         q /= q.sum(dim=-1, keepdim=True) * num_samples
-    return (q * num_samples).float()
+    return q.mul_(num_samples).float()

@@ -23,5 +23,4 @@ def update_momentum_copy(average: nn.Module, online: nn.Module, momentum: float)
     """
     averaged: list[Tensor] = list(average.parameters())
     source: list[Tensor] = list(online.parameters())
-    torch._foreach_mul_(averaged, momentum)
-    torch._foreach_add_(averaged, source, alpha=1.0 - momentum)
+    torch._foreach_lerp_(averaged, source, 1.0 - momentum)  # one pass over the memory

@@ -52,29 +52,26 @@ class LayerwiseSGD(torch.optim.SGD):
         weights = [_local(p) for p in params]
         grads = [_local(p.grad) for p in params if p.grad is not None]
         self.rescale_(weights, grads, Norms(params), group)
-        momentum, rate = group["momentum"], group["lr"]
+        rate = group["lr"]
         if self.lr_in_buffer:
             torch._foreach_mul_(grads, rate)
             rate = 1.0
-        if self.found_inf is not None:  # an overflow leaves weights and momentum as they are, without a sync
-            skip = self.found_inf.bool()
-            grads = [torch.where(skip, 0.0, grad) for grad in grads]
-            momentum = torch.where(skip, 1.0, momentum)
-            rate = torch.where(skip, 0.0, rate)
-        old = [i for i, p in enumerate(params) if "momentum_buffer" in self.state[p]]
-        known = set(old)
-        for i, p in enumerate(params):
-            if i not in known:
-                # a copy, as the gradient's memory is used again
-                self.state[p]["momentum_buffer"] = _sharded_like(p, grads[i].clone())
-        buffers = [_local(self.state[p]["momentum_buffer"]) for p in params]
-        if old:
-            torch._foreach_mul_([buffers[i] for i in old], momentum)
-            torch._foreach_add_([buffers[i] for i in old], [grads[i] for i in old])
-        if isinstance(rate, Tensor):
-            torch._foreach_add_(weights, torch._foreach_mul(buffers, -rate))
-        else:
-            torch._foreach_add_(weights, buffers, alpha=-rate)
+        for p, weight in zip(params, weights, strict=True):
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = _sharded_like(p, torch.zeros_like(weight))
+        torch._fused_sgd_(
+            weights,
+            grads,
+            [_local(self.state[p]["momentum_buffer"]) for p in params],
+            weight_decay=0.0,  # rescaling has seen to it
+            momentum=group["momentum"],
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,  # the buffers are there, as zeros
+            found_inf=self.found_inf,  # an overflow leaves weights and momentum as they are
+        )
 
 
 class Norms:

@@ -82,6 +82,7 @@ def test_the_momentum_buffer_does_not_share_the_gradients_memory():
     p.grad.fill_(7.0)
     assert torch.equal(optimizer.state[p]["momentum_buffer"], buffer)
 
+
 def test_agrees_with_timm_where_the_two_mean_the_same():
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(4, 5)), torch.nn.Parameter(torch.randn(6))]

@@ -1,0 +1,226 @@
+"""The parts of a step one by one: Sinkhorn, loss, optimisers, moving average, k-means; each against a plain version.
+
+    python benchmarks/micro.py [--only sinkhorn larc ...] [--ranks 2] [--peer]
+
+Sizes are those of ResNet-50 with 3000 prototypes. `--ranks 2` times Sinkhorn over two gloo processes, where what
+counts is the number of collectives. `--peer` also times lightly's and scikit-learn's counterparts where they exist.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.step import plain_larc, plain_loss
+from benchmarks.timing import Timing, by_turns, machine, table
+from src import distributed
+from src.backbones import create_backbone
+from src.kmeans import assign
+from src.losses.sinkhorn import sinkhorn
+from src.losses.swapped_prediction import swapped_prediction_loss
+from src.optim.ema import momentum_copy, update_momentum_copy
+from src.optim.larc import LARC
+from src.optim.lars import LARS
+
+BASELINE = "plain (baseline)"
+PROTOTYPES, DIM = 3000, 128
+
+
+def unit(rows: int, dim: int, device: torch.device, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, dim, generator=generator), dim=1).to(device)
+
+
+def published_sinkhorn(scores: Tensor) -> Tensor:
+    """As the paper's code: one call for each crop, the total and every row sum reduced over the ranks."""
+    q = torch.exp(scores / 0.05).t()
+    samples = q.shape[1] * distributed.world_size()
+    q /= distributed.all_reduce_(torch.sum(q))
+    for _ in range(3):
+        q /= distributed.all_reduce_(torch.sum(q, dim=1, keepdim=True))
+        q /= q.shape[0]
+        q /= torch.sum(q, dim=0, keepdim=True)
+        q /= samples
+    return (q * samples).t()
+
+
+def sinkhorns(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    scores = torch.stack([unit(64, DIM, device, s) @ unit(PROTOTYPES, DIM, device, 9).T for s in (0, 1)])
+    return {
+        BASELINE: lambda: [published_sinkhorn(crop) for crop in scores],
+        "both crops in one call": lambda: sinkhorn(scores, 0.05, 3),
+    }
+
+
+def losses(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    z = unit(8 * 64, DIM, device)
+    c = unit(PROTOTYPES, DIM, device, 9)
+    base = z @ c.T
+
+    def run(loss: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        def step() -> None:
+            scores = base.detach().requires_grad_()
+            loss(scores).backward()
+
+        return step
+
+    def ours(scores: Tensor) -> Tensor:
+        scores_VBK = scores.view(8, 64, -1)
+        return swapped_prediction_loss(scores_VBK, sinkhorn(scores_VBK[:2].detach(), 0.05, 3), [0, 1], 0.1)
+
+    found = {BASELINE: run(lambda scores: plain_loss(scores, 8, 64)), "ours": run(ours)}
+    if peer:
+        from lightly.loss import SwaVLoss
+
+        theirs = SwaVLoss()
+        found["lightly's SwaVLoss"] = run(
+            lambda scores: theirs(list(scores[:128].split(64)), list(scores[128:].split(64)))
+        )
+    return found
+
+
+def with_gradients(device: torch.device) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    parameters = list(create_backbone("resnet50").to(device).parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    return parameters
+
+
+def larcs(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    plain, ours = with_gradients(device), with_gradients(device)
+    sgd = torch.optim.SGD(plain, lr=1e-3, momentum=0.9, foreach=False)
+    optimizer = LARC(ours, lr=1e-3, weight_decay=1e-6)
+    return {BASELINE: lambda: plain_larc(plain, sgd, 1e-6), "LARC": optimizer.step}
+
+
+@torch.no_grad()
+def plain_lars(parameters: Sequence[nn.Parameter], buffers: list[Tensor]) -> None:
+    for parameter, buffer in zip(parameters, buffers, strict=True):
+        assert parameter.grad is not None
+        update = parameter.grad
+        if parameter.ndim > 1:
+            update = update.add(parameter, alpha=1e-6)
+            weight_norm, update_norm = torch.norm(parameter), torch.norm(update)
+            one = torch.ones_like(weight_norm)
+            rate = torch.where(
+                weight_norm > 0, torch.where(update_norm > 0, 0.001 * weight_norm / update_norm, one), one
+            )
+            update = update.mul(rate)
+        buffer.mul_(0.9).add_(update)
+        parameter.add_(buffer, alpha=-1e-3)
+
+
+def larses(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    plain, ours = with_gradients(device), with_gradients(device)
+    buffers = [torch.zeros_like(p) for p in plain]
+    optimizer = LARS(ours, lr=1e-3, weight_decay=1e-6)
+    found: dict[str, Callable[[], object]] = {
+        BASELINE: lambda: plain_lars(plain, buffers),
+        "LARS": optimizer.step,
+    }
+    if peer:
+        from lightly.utils.lars import LARS as LightlyLARS
+
+        found["lightly's LARS"] = LightlyLARS(with_gradients(device), lr=1e-3, momentum=0.9, weight_decay=1e-6).step
+    return found
+
+
+@torch.no_grad()
+def plain_average(average: nn.Module, online: nn.Module) -> None:
+    for a, b in zip(average.parameters(), online.parameters(), strict=True):
+        a.data = a.data * 0.99 + b.data * (1.0 - 0.99)
+
+
+def averages(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    online = create_backbone("resnet50").to(device)
+    ours, theirs, plain = momentum_copy(online), momentum_copy(online), momentum_copy(online)
+    found = {
+        BASELINE: lambda: plain_average(plain, online),
+        "update_momentum_copy": lambda: update_momentum_copy(ours, online, 0.99),
+    }
+    if peer:
+        from lightly.models.utils import update_momentum
+
+        found["lightly's update_momentum"] = lambda: update_momentum(online, theirs, 0.99)
+    return found
+
+
+def kmeans_steps(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    """One iteration on 20,000 x 128 with 500 clusters."""
+    x, c = unit(20_000, DIM, device), unit(500, DIM, device, 1)
+
+    def ours() -> None:
+        labels = assign(x, c)
+        torch.zeros_like(c).index_add_(0, labels, x)
+        torch.bincount(labels, minlength=len(c))
+
+    def plain() -> None:
+        labels = (x @ c.T).argmax(dim=1)
+        for k in range(len(c)):
+            x[labels == k].mean(dim=0)
+
+    found: dict[str, Callable[[], object]] = {BASELINE: plain, "ours": ours}
+    if peer and device.type == "cpu":
+        from sklearn.cluster import KMeans
+
+        points, start = x.numpy(), c.numpy()
+        found["scikit-learn's Lloyd step"] = KMeans(len(c), init=start, n_init=1, max_iter=1).fit
+        found["scikit-learn's Lloyd step"] = lambda: KMeans(len(c), init=start, n_init=1, max_iter=1).fit(points)
+    return found
+
+
+PARTS: dict[str, tuple[str, Callable[[torch.device, bool], dict[str, Callable[[], object]]]]] = {
+    "sinkhorn": ("Sinkhorn, 2 crops of 64 x 3000, 3 iterations", sinkhorns),
+    "loss": ("SwAV loss with Sinkhorn and backward, 8 x 64 x 3000", losses),
+    "larc": ("LARC step, ResNet-50", larcs),
+    "lars": ("LARS step, ResNet-50", larses),
+    "ema": ("moving average, ResNet-50", averages),
+    "kmeans": ("k-means iteration, 20,000 x 128, 500 clusters", kmeans_steps),
+}
+
+
+def _on_rank(rank: int, size: int, meeting_point: str, rounds: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=size)
+    # collectives must be called equally often everywhere, so the number of calls is fixed
+    results = by_turns(sinkhorns(torch.device("cpu"), False), BASELINE, rounds, seconds=0.0)
+    if rank == 0:
+        print(table(f"Sinkhorn over {size} gloo processes", results, "ms", 0.0) + "\n")
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--peer", action="store_true", help="also time lightly and scikit-learn")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    print(f"{machine()}\n")
+    if args.ranks > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments: tuple[Any, ...] = (args.ranks, f"{folder}/meet", 20 * args.rounds)
+            torch.multiprocessing.spawn(_on_rank, args=arguments, nprocs=args.ranks)
+        return
+    for name in args.only:
+        title, make = PARTS[name]
+        results: dict[str, Timing] = by_turns(make(device, args.peer), BASELINE, args.rounds)
+        print(table(title, results, "ms", 0.0) + "\n")
+
+
+if __name__ == "__main__":
+    main()
