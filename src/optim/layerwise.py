@@ -50,19 +50,16 @@ class LayerwiseSGD(torch.optim.SGD):
         if not params:
             return
         weights = [_local(p) for p in params]
-        grads = [_local(p.grad) for p in params if p.grad is not None]
+        grads = [_laid_out_as(w, _local(p.grad)) for p, w in zip(params, weights, strict=True) if p.grad is not None]
         self.rescale_(weights, grads, Norms(params), group)
         rate = group["lr"]
         if self.lr_in_buffer:
             torch._foreach_mul_(grads, rate)
             rate = 1.0
-        for p, weight in zip(params, weights, strict=True):
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = _sharded_like(p, torch.zeros_like(weight))
         torch._fused_sgd_(
             weights,
             grads,
-            [_local(self.state[p]["momentum_buffer"]) for p in params],
+            [self._buffer(p, weight) for p, weight in zip(params, weights, strict=True)],
             weight_decay=0.0,  # rescaling has seen to it
             momentum=group["momentum"],
             lr=rate,
@@ -72,6 +69,14 @@ class LayerwiseSGD(torch.optim.SGD):
             is_first_step=False,  # the buffers are there, as zeros
             found_inf=self.found_inf,  # an overflow leaves weights and momentum as they are
         )
+
+    def _buffer(self, param: Tensor, weight: Tensor) -> Tensor:
+        state = self.state[param]
+        kept = state.get("momentum_buffer")
+        local = torch.zeros_like(weight) if kept is None else _laid_out_as(weight, _local(kept))
+        if kept is None or local is not _local(kept):  # new, or loaded from a run with another memory format
+            state["momentum_buffer"] = _sharded_like(param, local)
+        return local
 
 
 class Norms:
@@ -93,6 +98,11 @@ class Norms:
         dist.all_reduce(shared, group=self._group)
         is_sharded = torch.tensor(self._is_sharded, device=norms.device)
         return torch.where(is_sharded, shared.sqrt(), norms)
+
+
+def _laid_out_as(weight: Tensor, tensor: Tensor) -> Tensor:
+    """The same values with the strides of the weight: the fused step takes tensors as plain stretches of memory."""
+    return tensor if tensor.stride() == weight.stride() else torch.empty_like(weight).copy_(tensor)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -72,6 +72,25 @@ def test_a_missing_gradient_is_skipped_without_a_buffer():
     np.testing.assert_allclose(frozen.detach().numpy(), expected, rtol=1e-6)
 
 
+def test_memory_formats_make_no_difference():
+    """Weight, gradient and a loaded momentum buffer may each be laid out in their own way."""
+    torch.manual_seed(0)
+    weight, grads = torch.randn(4, 3, 2, 2), [torch.randn(4, 3, 2, 2) for _ in range(3)]
+    ends = []
+    for last in (False, True):
+        formats = [torch.channels_last, torch.contiguous_format] if last else [torch.contiguous_format] * 2
+        p = torch.nn.Parameter(weight.to(memory_format=formats[0], copy=True))
+        optimizer = LARC([p], lr=0.5, weight_decay=0.1)
+        for step, grad in enumerate(grads):
+            p.grad = grad.to(memory_format=formats[step % 2], copy=True)
+            optimizer.step()
+            saved = optimizer.state_dict()
+            saved["state"][0]["momentum_buffer"] = saved["state"][0]["momentum_buffer"].contiguous()
+            optimizer.load_state_dict(saved)
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)
+
+
 def test_the_momentum_buffer_does_not_share_the_gradients_memory():
     """Which the next backward pass writes into, when gradients are views into DDP's buckets."""
     p = torch.nn.Parameter(torch.ones(3))
