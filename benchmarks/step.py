@@ -84,13 +84,14 @@ def make_method(recipe: str, device: torch.device) -> SwAV:
     return SwAV(create_backbone(**backbone), **options, freeze_prototypes_niters=0).to(device)
 
 
-def plain_step(recipe: str, crops: Sequence[Tensor], device: torch.device) -> Callable[[], object]:
+def plain_step_on(recipe: str, device: torch.device) -> Callable[[Sequence[Tensor]], float]:
+    """The baseline's step: takes crops on the device, returns the loss."""
     method = make_method(recipe, device)
     parameters = list(method.parameters())
     sgd = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, foreach=False)
     dtype = torch.bfloat16 if device.type == "cuda" else None
 
-    def step() -> float:
+    def step(crops: Sequence[Tensor]) -> float:
         with torch.no_grad():
             weight = method.prototypes.heads()[0].weight
             weight.copy_(F.normalize(weight, dim=1))
@@ -105,28 +106,35 @@ def plain_step(recipe: str, crops: Sequence[Tensor], device: torch.device) -> Ca
     return step
 
 
-def our_step(recipe: str, crops: Sequence[Tensor], device: torch.device, compiled: bool) -> Callable[[], object]:
-    method = make_method(recipe, device)
-    method.to(memory_format=torch.channels_last)
-    crops = [crop.contiguous(memory_format=torch.channels_last) for crop in crops]
+def our_training(
+    recipe: str, size: int, device: torch.device, compiled: bool, prepare: Callable[[Batch], Batch]
+) -> Training:
+    """A training whose steps can be called one by one."""
+    method = make_method(recipe, device).to(memory_format=torch.channels_last)
     if compiled:
         method.backbone.compile(dynamic=False)
-    size = len(crops[0])
     training = Training(
         method=method,
         optimizer=LARC(method.parameters(), lr=0.01, weight_decay=1e-6),
-        loader=cast(Any, None),  # the batch is here already
+        loader=cast(Any, None),  # batches are handed over by hand
         batches=ResumableBatches(size, size),
-        prepare=lambda batch: batch,
+        prepare=prepare,
         schedules={"lr": lambda clock: 0.01},
         clock=Clock(1000, 1),
         device=device,
         precision=choose_precision("auto", device),
         monitor=cast(Any, None),
     )
-    batch = Batch(list(crops), torch.zeros(size), torch.arange(size))
     method.before_epoch(training.clock)
-    return functools.partial(training._step, [batch])
+    return training
+
+
+def our_step(recipe: str, crops: Sequence[Tensor], device: torch.device, compiled: bool) -> Callable[[], object]:
+    size = len(crops[0])
+    batch = Batch(
+        [crop.contiguous(memory_format=torch.channels_last) for crop in crops], torch.zeros(size), torch.arange(size)
+    )
+    return functools.partial(our_training(recipe, size, device, compiled, lambda batch: batch)._step, [batch])
 
 
 def peak_memory(step: Callable[[], object], device: torch.device) -> float:
@@ -154,7 +162,7 @@ def main() -> None:
         size = args.batch_size or (on_gpu if device.type == "cuda" else on_cpu)
         crops = [torch.randn(size, 3, side, side, device=device) for side in sizes]
         steps = {
-            "plain loop (baseline)": plain_step(recipe, crops, device),
+            "plain loop (baseline)": functools.partial(plain_step_on(recipe, device), crops),
             "ours": our_step(recipe, crops, device, compiled=False),
         }
         if args.compile:
