@@ -124,10 +124,12 @@ def start(device: str = "auto", dist_url: str = "env://") -> World:
         torch.cuda.set_device(chosen)
     if launch.init_method is not None and not is_active():
         try:
+            store = _store_of_this_attempt(launch, os.environ)
             dist.init_process_group(
                 # gloo beside NCCL carries the CPU-side agreements (stop signals, gathered objects)
                 backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-                init_method=launch.init_method,
+                init_method=launch.init_method if store is None else None,
+                store=store,
                 rank=launch.rank,
                 world_size=launch.size,
                 timeout=timedelta(minutes=30),
@@ -136,6 +138,20 @@ def start(device: str = "auto", dist_url: str = "env://") -> World:
             reason = str(error).splitlines()[0]
             raise UserError(f"rank {launch.rank} of {launch.size} could not join the others: {reason}") from None
     return World(launch.rank, launch.size, launch.local_rank, chosen)
+
+
+def _store_of_this_attempt(launch: Launch, environ: Mapping[str, str]) -> dist.Store | None:
+    """Where the ranks leave their addresses for each other, if torchrun has started them anew on this machine.
+
+    Without a rendezvous backend torchrun keeps one store through all its restarts, in which the ranks would find the
+    addresses of their dead predecessors, and wait for them. (On several machines its c10d backend makes a new one.)
+    """
+    attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    on_one_machine = environ.get("LOCAL_WORLD_SIZE") == str(launch.size)
+    if launch.init_method != "env://" or attempt == "0" or not on_one_machine:
+        return None
+    store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.size))
+    return dist.PrefixStore(f"attempt_{attempt}", store)
 
 
 def stop() -> None:

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=swav_400ep_bs256_pretrain
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=150G
+#SBATCH --time=72:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# SwAV, resnet50, 400 epochs, 2x224 + 6x96, 4 GPUs x 64 = 256 images a step. Published linear top-1: 74.3 %.
+# One time limit is not enough for it: it puts itself back into the queue and goes on.
+# Set DATASET_PATH and EXPERIMENT_PATH, and submit from the repository's root; further flags go on the command line.
+DATASET_PATH=${DATASET_PATH:-/path/to/imagenet/train}
+EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/swav_400ep_bs256_pretrain}
+
+exec scripts/launch.sh main_swav.py \
+  --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
+  --nmb_crops 2 6 --size_crops 224 96 --min_scale_crops 0.14 0.05 --max_scale_crops 1 0.14 \
+  --crops_for_assign 0 1 --temperature 0.1 --epsilon 0.05 --sinkhorn_iterations 3 --feat_dim 128 \
+  --nmb_prototypes 3000 --wd 1e-6 --use_fp16 true \
+  --queue_length 3840 --epoch_queue_starts 15 --freeze_prototypes_niters 5005 \
+  --epochs 400 --batch_size 64 --base_lr 0.6 --final_lr 0.0006 --warmup_epochs 0 \
+  --arch resnet50 --hidden_mlp 2048 --sync_bn pytorch \
+  "$@"

@@ -1,0 +1,130 @@
+"""Each sbatch recipe against the published table: resources, flags, and that the script accepts them."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import main_swav
+from src.data.views import multi_crop
+from tests.helpers import ROOT
+
+SCRIPTS = ROOT / "scripts"
+
+# The published table of resources: nodes, GPUs a node, CPUs a GPU, memory, hours.
+RESOURCES = {
+    "swav_100ep_pretrain": (8, 8, 8, "450G", 7),
+    "swav_200ep_pretrain": (8, 8, 8, "450G", 13),
+    "swav_400ep_pretrain": (8, 8, 8, "450G", 25),
+    "swav_800ep_pretrain": (8, 8, 8, "450G", 50),
+    "swav_400ep_2x224_pretrain": (8, 8, 8, "450G", 25),
+    "swav_200ep_bs256_pretrain": (1, 4, 4, "150G", 72),
+    "swav_400ep_bs256_pretrain": (1, 4, 4, "150G", 72),
+    "swav_RN50w2_400ep_pretrain": (16, 8, 10, "450G", 72),
+    "swav_RN50w4_400ep_pretrain": (8, 8, 10, "450G", 72),
+    "swav_RN50w5_400ep_pretrain": (16, 8, 10, "450G", 72),  # from the paper; its resources are w2's
+}
+# ... and of flags, as far as they differ from the first row.
+COMMON = {
+    "nmb_crops": [2, 6], "size_crops": [224, 96], "min_scale_crops": [0.14, 0.05], "max_scale_crops": [1.0, 0.14],
+    "crops_for_assign": [0, 1], "temperature": 0.1, "epsilon": 0.05, "sinkhorn_iterations": 3, "feat_dim": 128,
+    "nmb_prototypes": [3000], "wd": 1e-6, "use_fp16": True, "workers": 10, "checkpoint_freq": 25, "seed": 31,
+    "syncbn_process_group_size": 8, "epochs": 100, "batch_size": 64, "base_lr": 4.8, "final_lr": 0.0048,
+    "warmup_epochs": 10, "start_warmup": 0.3, "freeze_prototypes_niters": 313, "queue_length": 0,
+    "epoch_queue_starts": 15, "arch": "resnet50", "hidden_mlp": 2048, "head_bn": True, "sync_bn": "apex",
+}  # fmt: skip
+SMALL_BATCH = {
+    "base_lr": 0.6, "final_lr": 0.0006, "warmup_epochs": 0, "start_warmup": 0.0, "freeze_prototypes_niters": 5005,
+    "queue_length": 3840, "epoch_queue_starts": 15, "sync_bn": "pytorch",
+}  # fmt: skip
+FLAGS = {
+    "swav_100ep_pretrain": {},
+    "swav_200ep_pretrain": {"epochs": 200},
+    "swav_400ep_pretrain": {"epochs": 400},
+    "swav_800ep_pretrain": {"epochs": 800},
+    "swav_400ep_2x224_pretrain": {
+        "epochs": 400, "nmb_crops": [2], "size_crops": [224], "min_scale_crops": [0.08], "max_scale_crops": [1.0],
+    },
+    "swav_200ep_bs256_pretrain": {"epochs": 200, **SMALL_BATCH},
+    "swav_400ep_bs256_pretrain": {"epochs": 400, **SMALL_BATCH},
+    "swav_400ep_single_node": {"epochs": 400, **SMALL_BATCH, "batch_size": 32},
+    "swav_RN50w2_400ep_pretrain": {
+        "epochs": 400, "nmb_crops": [2, 4], "batch_size": 32, "arch": "resnet50w2", "hidden_mlp": 8192,
+    },
+    "swav_RN50w4_400ep_pretrain": {
+        "epochs": 400, "nmb_crops": [2, 4], "min_scale_crops": [0.08, 0.08], "batch_size": 40, "arch": "resnet50w4",
+        "hidden_mlp": 8192, "queue_length": 2560, "epoch_queue_starts": 0,
+    },
+    "swav_RN50w5_400ep_pretrain": {
+        "epochs": 400, "nmb_crops": [2, 4], "batch_size": 12, "arch": "resnet50w5", "hidden_mlp": 10240,
+        "head_bn": False, "queue_length": 1536, "epoch_queue_starts": 0,
+    },
+}  # fmt: skip
+
+
+def directives(path: Path) -> dict[str, str]:
+    """``{"nodes": "8", "requeue": "", ...}`` of the #SBATCH lines."""
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("#!")  # sbatch refuses anything else
+    found = re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", path.read_text(), re.MULTILINE)
+    assert len(found) == sum("SBATCH" in line for line in lines)
+    return dict(found)
+
+
+def command_of(name: str, *extra: str) -> list[str]:
+    environ = {**os.environ, "DRY_RUN": "1", "DATASET_PATH": "/data", "EXPERIMENT_PATH": "/out"}
+    result = subprocess.run(
+        ["bash", f"scripts/{name}.sh", *extra], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_every_recipe_is_checked():
+    assert {path.stem for path in SCRIPTS.glob("swav_*.sh")} == set(FLAGS)
+
+
+@pytest.mark.parametrize("name", RESOURCES)
+def test_resources_are_the_published_ones(name):
+    nodes, gpus, cpus, memory, hours = RESOURCES[name]
+    found = directives(SCRIPTS / f"{name}.sh")
+    assert found == {
+        "job-name": name,
+        "nodes": str(nodes),
+        "gpus-per-node": str(gpus),
+        "ntasks-per-node": "1",  # torchrun, which starts a process for each GPU
+        "cpus-per-task": str(gpus * cpus),
+        "mem": memory,
+        "time": f"{hours}:00:00",
+        "requeue": "",
+        "signal": "USR1@120",
+        "open-mode": "append",
+        "output": "%x-%j.log",
+    }
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_are_the_published_ones(name):
+    script, *flags = command_of(name)
+    assert script == "main_swav.py"
+    args = main_swav.build_parser().parse_args(flags)
+    expected = {**COMMON, **FLAGS[name]}
+    assert {flag: getattr(args, flag) for flag in expected} == expected
+    assert (args.data_path, args.dump_path) == ("/data", "/out")
+    views = multi_crop(args.size_crops, args.nmb_crops, args.min_scale_crops, args.max_scale_crops)
+    main_swav.check(args, views)
+    if name in RESOURCES:
+        nodes, gpus, *_ = RESOURCES[name]
+        total = nodes * gpus * args.batch_size
+        assert total == {"bs256": 256, "w4": 2560, "w5": 1536}.get(
+            next((key for key in ("bs256", "w4", "w5") if key in name), ""), 4096
+        )
+        assert args.queue_length % total == 0
+
+
+def test_flags_can_be_added_and_overridden():
+    flags = command_of("swav_100ep_pretrain", "--epochs", "3", "--compile")
+    args = main_swav.build_parser().parse_args(flags[1:])
+    assert (args.epochs, args.compile) == (3, True)
