@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: the GPU tests, and a short run of the published recipe's crops whose
-# log lines give images/s and the share of time spent waiting for data.
+# Everything that needs a GPU, in one command: the GPU tests, all benchmarks, and a short training by the published
+# crops, whose log lines give images/s and the share of time spent waiting for data.
 #   benchmarks/gpu.sh [python]        (default: .venv/bin/python; any environment with torch >= 2.11 does)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-.venv/bin/python}
+workers=$(nproc)
 "$python" -m pytest -q -p no:cacheprovider -o addopts="" -o timeout=0 tests/test_gpu.py
+"$python" benchmarks/micro.py
+"$python" benchmarks/step.py --compile
+"$python" benchmarks/data.py --recipe imagenet small --rounds 5
+"$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers"
+"$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers" --compile
+
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 "$python" -c "
@@ -13,4 +20,4 @@ from src.data.patches import cut_patches
 print(cut_patches('data/photographs', '$out/patches', size=320, min_contrast=0, max_train=1000))"
 "$python" main_swav.py --data_path "$out/patches/train" --dump_path "$out/run" --device cuda \
     --size_crops 224 96 --nmb_crops 2 6 --min_scale_crops 0.14 0.05 --max_scale_crops 1 0.14 \
-    --batch_size 64 --epochs 1000 --warmup_epochs 0 --base_lr 0.15 --workers "$(nproc)" --log_every 10 --max_steps 60
+    --batch_size 64 --epochs 1000 --warmup_epochs 0 --base_lr 0.15 --workers "$workers" --log_every 10 --max_steps 60

@@ -2,11 +2,13 @@
 
     python benchmarks/micro.py [--only sinkhorn larc ...] [--ranks 2] [--peer]
 
-Sizes are those of ResNet-50 with 3000 prototypes. `--ranks 2` times Sinkhorn over two gloo processes, where what
-counts is the number of collectives. `--peer` also times lightly's and scikit-learn's counterparts where they exist.
+Sizes are those of ResNet-50 with 3000 prototypes; `_small` parts are those of the quickstart's network. `--ranks 2`
+times Sinkhorn over two gloo processes, where what counts is the number of collectives. `--peer` also times lightly's
+and scikit-learn's counterparts where they exist.
 """
 
 import argparse
+import functools
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -90,16 +92,22 @@ def losses(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
     return found
 
 
-def with_gradients(device: torch.device) -> list[nn.Parameter]:
+NETWORKS: dict[str, dict[str, Any]] = {
+    "ResNet-50": {"name": "resnet50"},
+    "the quickstart's ResNet-18": {"name": "resnet18", "width": 0.25, "stem": "small"},
+}
+
+
+def with_gradients(network: str, device: torch.device) -> list[nn.Parameter]:
     torch.manual_seed(0)
-    parameters = list(create_backbone("resnet50").to(device).parameters())
+    parameters = list(create_backbone(**NETWORKS[network]).to(device).parameters())
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     return parameters
 
 
-def larcs(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
-    plain, ours = with_gradients(device), with_gradients(device)
+def larcs(network: str, device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    plain, ours = with_gradients(network, device), with_gradients(network, device)
     sgd = torch.optim.SGD(plain, lr=1e-3, momentum=0.9, foreach=False)
     optimizer = LARC(ours, lr=1e-3, weight_decay=1e-6)
     return {BASELINE: lambda: plain_larc(plain, sgd, 1e-6), "LARC": optimizer.step}
@@ -122,8 +130,8 @@ def plain_lars(parameters: Sequence[nn.Parameter], buffers: list[Tensor]) -> Non
         parameter.add_(buffer, alpha=-1e-3)
 
 
-def larses(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
-    plain, ours = with_gradients(device), with_gradients(device)
+def larses(network: str, device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    plain, ours = with_gradients(network, device), with_gradients(network, device)
     buffers = [torch.zeros_like(p) for p in plain]
     optimizer = LARS(ours, lr=1e-3, weight_decay=1e-6)
     found: dict[str, Callable[[], object]] = {
@@ -133,7 +141,9 @@ def larses(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
     if peer:
         from lightly.utils.lars import LARS as LightlyLARS
 
-        found["lightly's LARS"] = LightlyLARS(with_gradients(device), lr=1e-3, momentum=0.9, weight_decay=1e-6).step
+        found["lightly's LARS"] = LightlyLARS(
+            with_gradients(network, device), lr=1e-3, momentum=0.9, weight_decay=1e-6
+        ).step
     return found
 
 
@@ -143,8 +153,8 @@ def plain_average(average: nn.Module, online: nn.Module) -> None:
         a.data = a.data * 0.99 + b.data * (1.0 - 0.99)
 
 
-def averages(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
-    online = create_backbone("resnet50").to(device)
+def averages(network: str, device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    online = create_backbone(**NETWORKS[network]).to(device)
     ours, theirs, plain = momentum_copy(online), momentum_copy(online), momentum_copy(online)
     found = {
         BASELINE: lambda: plain_average(plain, online),
@@ -176,7 +186,6 @@ def kmeans_steps(device: torch.device, peer: bool) -> dict[str, Callable[[], obj
         from sklearn.cluster import KMeans
 
         points, start = x.numpy(), c.numpy()
-        found["scikit-learn's Lloyd step"] = KMeans(len(c), init=start, n_init=1, max_iter=1).fit
         found["scikit-learn's Lloyd step"] = lambda: KMeans(len(c), init=start, n_init=1, max_iter=1).fit(points)
     return found
 
@@ -184,9 +193,15 @@ def kmeans_steps(device: torch.device, peer: bool) -> dict[str, Callable[[], obj
 PARTS: dict[str, tuple[str, Callable[[torch.device, bool], dict[str, Callable[[], object]]]]] = {
     "sinkhorn": ("Sinkhorn, 2 crops of 64 x 3000, 3 iterations", sinkhorns),
     "loss": ("SwAV loss with Sinkhorn and backward, 8 x 64 x 3000", losses),
-    "larc": ("LARC step, ResNet-50", larcs),
-    "lars": ("LARS step, ResNet-50", larses),
-    "ema": ("moving average, ResNet-50", averages),
+    **{
+        f"{name}{suffix}": (f"{title}, {network}", functools.partial(make, network))
+        for suffix, network in zip(("", "_small"), NETWORKS, strict=True)
+        for name, title, make in (
+            ("larc", "LARC step", larcs),
+            ("lars", "LARS step", larses),
+            ("ema", "moving average", averages),
+        )
+    },
     "kmeans": ("k-means iteration, 20,000 x 128, 500 clusters", kmeans_steps),
 }
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from src import distributed
-from src.backbones import create_backbone
+from src.backbones import checkpoint_activations, create_backbone
 from src.checkpoint import read_run
 from src.clock import Clock
-from src.data.loading import Batch
+from src.data.datasets import FolderImages
+from src.data.loading import Batch, Position, ToDevice, ViewDataset, collate
+from src.data.views import multi_crop
 from src.methods.swav import SwAV
 from src.optim.larc import LARC
 from tests.helpers import run
@@ -67,3 +69,41 @@ def test_a_step_never_waits_for_the_device(dtype):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(loss)
+
+
+def test_colours_on_the_gpu_are_those_of_the_cpu(patches):
+    """The same draws: equal but for a level here and there, where a fused multiplication rounds otherwise."""
+    dataset = ViewDataset(FolderImages(patches / "train"), multi_crop([32, 16], [2, 3], [0.14, 0.05], [1.0, 0.14]),
+                          31, colours_on_device=True)  # fmt: skip
+    batch = collate([dataset[Position(0, i)] for i in range(96)])
+    on_cpu, on_gpu = (ToDevice(torch.device(d), (0.0,) * 3, (1.0,) * 3)(batch) for d in ("cpu", "cuda"))
+    for expected, found in zip(on_cpu.crops, on_gpu.crops, strict=True):
+        levels = (expected - found.cpu()).abs() * 255
+        assert levels.max() <= 8
+        assert (levels > 0.5).float().mean() < 0.001
+
+
+def test_colours_are_changed_without_waiting_for_the_gpu(patches):
+    dataset = ViewDataset(FolderImages(patches / "train"), multi_crop([32], [2], [0.14], [1.0]), 31,
+                          colours_on_device=True)  # fmt: skip
+    prepare = ToDevice(torch.device("cuda"), (0.0,) * 3, (1.0,) * 3)
+    batches = [collate([dataset[Position(e, i)] for i in range(96)]).pin_memory() for e in range(3)]
+    prepare(batches[0])  # the table of hues is made on first use
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            prepare(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_recomputed_activations_save_memory():
+    held = {}
+    for recompute in (False, True):
+        backbone = create_backbone("resnet50").cuda()
+        if recompute:
+            checkpoint_activations(backbone)
+        torch.cuda.reset_peak_memory_stats()
+        backbone(torch.randn(16, 3, 224, 224, device="cuda")).sum().backward()
+        held[recompute] = torch.cuda.max_memory_allocated()
+    assert held[True] < 0.6 * held[False]
