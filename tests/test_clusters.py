@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -47,7 +48,7 @@ def submit(patches, folder, name, wait):
     small = [*SMALL, "--epochs", "20", "--batch_size", "8", "--workers", "1", "--log_every", "1",
              "--freeze_prototypes_niters", "5", "--sync_bn", "pytorch", "--final_lr", "0",
              "--knn_freq", "0"]  # fmt: skip
-    environ = {"NPROC": "1", "OMP_NUM_THREADS": "1", "PYTHON": shutil.which("python") or "python",
+    environ = {"NPROC": "1", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable,
                "DATASET_PATH": str(patches / "train"), "EXPERIMENT_PATH": str(folder / name)}  # fmt: skip
     options = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=1G", "--time=10", "--parsable",
                f"--output={folder}/{name}.log", "--export=ALL"]  # fmt: skip
@@ -88,7 +89,7 @@ def test_a_recipe_trains_on_two_nodes_and_goes_on_after_usr1_and_requeue(patches
 
 @pytest.mark.slow
 def test_without_slurm_a_recipe_runs_on_this_machine(patches, tmp_path):
-    environ = {**os.environ, "NPROC": "2", "OMP_NUM_THREADS": "1", "PYTHON": shutil.which("python") or "python",
+    environ = {**os.environ, "NPROC": "2", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable,
                "DATASET_PATH": str(patches / "train"), "EXPERIMENT_PATH": str(tmp_path)}  # fmt: skip
     environ.pop("SLURM_JOB_ID", None)
     flags = [*SMALL, "--epochs", "1", "--batch_size", "8", "--workers", "0", "--queue_length", "0"]
@@ -106,7 +107,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_ends_as_if_undisturbed(patc
     extra = ("--epochs", 6, "--batch_size", 8, "--workers", 1, "--log_every", 1, "--save_every", 2)
 
     def launcher(*options):
-        return [shutil.which("python") or "python", "-m", "torch.distributed.run", "--nproc_per_node=2",
+        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
                 f"--master_port={free_port()}", *options]  # fmt: skip
 
     assert run(*command(patches, tmp_path / "a", *extra), launcher=launcher()).returncode == 0
@@ -129,7 +130,7 @@ def test_four_ranks_go_on_as_two_and_say_what_changes(patches, tmp_path):
     extra = ("--epochs", 4, "--batch_size", 4, "--workers", 0, "--queue_length", 32, "--epoch_queue_starts", 0)
 
     def launcher(processes):
-        return [shutil.which("python") or "python", "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+        return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
                 f"--master_port={free_port()}"]  # fmt: skip
 
     first = run(*command(patches, tmp_path, *extra, "--max_steps", 14), launcher=launcher(4))
