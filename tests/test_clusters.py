@@ -74,6 +74,7 @@ def test_a_recipe_trains_on_two_nodes_and_goes_on_after_usr1_and_requeue(patches
     while "Restarts=1" not in restarts and time.monotonic() < deadline:
         time.sleep(0.5)
         restarts = slurm("scontrol", "show", "job", job)
+    time.sleep(3)  # the old start's credential is revoked for a moment
     slurm("scontrol", "update", f"jobid={job}", "StartTime=now")  # a requeued job would wait two minutes
     log = ""
     while "epoch 20/20  step 6/6" not in log and time.monotonic() < deadline:
