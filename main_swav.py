@@ -1,13 +1,15 @@
-"""Pre-trains a network with SwAV (Caron et al. 2020, arXiv 2006.09882).
+"""Pre-trains a network with SwAV, DeepCluster-v2 or SeLa-v2 (Caron et al. 2020, arXiv 2006.09882).
 
     torchrun --nproc_per_node=8 main_swav.py --data_path /path/to/imagenet/train --epochs 400 --base_lr 0.6 ...
+    torchrun --nproc_per_node=8 main_swav.py --method deepcluster-v2 --data_path ...
 
-The defaults of the flags are the published ones. Everything about the method is in src/methods/swav.py.
+The defaults of the flags are the published ones. The methods are src/methods/{swav,deepcluster,sela}.py.
 """
 
 import argparse
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -30,6 +32,9 @@ from src.data.loading import ResumableBatches, ToDevice, ViewDataset, make_loade
 from src.data.views import CentreView, RandomView, multi_crop
 from src.errors import UserError
 from src.evaluation.knn import KNNEvaluation
+from src.methods.deepcluster import DeepClusterV2
+from src.methods.prototype_base import PrototypeMethod
+from src.methods.sela import SeLaV2
 from src.methods.swav import SwAV, rows_per_rank
 from src.monitor import Monitor, number
 from src.optim.larc import LARC
@@ -39,7 +44,8 @@ from src.training import Training, choose_precision
 
 
 def build_parser() -> cli.Parser:
-    parser = cli.Parser("Pre-trains a network with SwAV.")
+    parser = cli.Parser("Pre-trains a network with SwAV, DeepCluster-v2 or SeLa-v2.")
+    parser.add_argument("--method", default="swav", choices=["swav", "deepcluster-v2", "sela-v2"], help="which of them")
     cli.add_data_arguments(
         parser,
         "the training images: a folder (for ImageNet its train), or a set's root",
@@ -61,7 +67,7 @@ def build_parser() -> cli.Parser:
     cli.add_backbone_arguments(parser)
     parser.add_argument("--zero_init_residual", type=cli.boolean, default=False, help="residual branches start at zero")
 
-    swav = parser.add_argument_group("SwAV")
+    swav = parser.add_argument_group("prototypes and assignments")
     swav.add_argument("--crops_for_assign", type=int, nargs="+", default=[0, 1], help="crops assigned to prototypes")
     swav.add_argument("--temperature", type=float, default=0.1, help="of the predictions")
     swav.add_argument("--epsilon", type=float, default=0.05, help="Sinkhorn's; lower (0.03) if the loss stays at ln K")
@@ -73,16 +79,27 @@ def build_parser() -> cli.Parser:
         "--nmb_prototypes",
         type=cli.positive,
         nargs="+",
-        default=[3000],
-        help="about ten for each class; several = heads",
+        default=None,
+        help="about ten for each class; several = heads. Default: 3000 (SwAV), 3000 3000 3000 (the others)",
     )
     swav.add_argument(
         "--queue_length", type=cli.non_negative, default=0, help="over all ranks; 3840 with a batch of 256"
     )
     swav.add_argument("--epoch_queue_starts", type=cli.non_negative, default=15, help="epoch that fills the queue")
     swav.add_argument(
-        "--freeze_prototypes_niters", type=cli.non_negative, default=313, help="steps; about one epoch helps the start"
+        "--freeze_prototypes_niters",
+        type=cli.non_negative,
+        default=None,
+        help="steps; about one epoch helps the start. Default: 313, and for ever with DeepCluster-v2",
     )
+    swav.add_argument(
+        "--kmeans_iterations", type=cli.positive, default=10, help="DeepCluster-v2: a clustering's updates"
+    )
+    swav.add_argument(
+        "--sela_epsilon", type=float, default=0.05, help="SeLa-v2: entropy of the transport; 0.004 in SeLa"
+    )
+    swav.add_argument("--sela_iterations", type=cli.positive, default=100, help="SeLa-v2: at most so many")
+    swav.add_argument("--sela_tolerance", type=float, default=0.1, help="SeLa-v2: change at which they stop")
 
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.positive, default=100, help="in all")
@@ -109,10 +126,28 @@ def build_parser() -> cli.Parser:
     return parser
 
 
+def resolve(args: argparse.Namespace) -> None:
+    """Fills in the defaults that depend on other flags."""
+    offline = args.method != "swav"
+    args.nmb_prototypes = args.nmb_prototypes or ([3000] * 3 if offline else [3000])
+    if args.freeze_prototypes_niters is None:
+        args.freeze_prototypes_niters = int(1e10) if args.method == "deepcluster-v2" else 313
+    # the published DeepCluster-v2 has no mixed precision
+    args.precision = args.precision or ("auto" if args.use_fp16 and not offline else "fp32")
+    args.eval_size = args.eval_size or args.size_crops[0]
+    args.eval_resize = args.eval_resize or round(args.eval_size * 256 / 224)
+
+
 def check(args: argparse.Namespace, views: Sequence[RandomView]) -> None:
     """Refuses what cannot be trained, before anything is started."""
     if len(views) < 2:
-        raise UserError("SwAV compares crops of an image: --nmb_crops must give at least two")
+        raise UserError("these methods compare crops of an image: --nmb_crops must give at least two")
+    if args.method != "swav" and args.queue_length:
+        raise UserError(f"--queue_length belongs to SwAV; {args.method} remembers a whole epoch")
+    if args.method != "swav" and args.shard:
+        raise UserError("--shard is there for SwAV only")
+    if args.sela_epsilon <= 0 or args.sela_tolerance < 0:
+        raise UserError("--sela_epsilon must be positive and --sela_tolerance not negative")
     wrong = [crop for crop in args.crops_for_assign if not 0 <= crop < len(views)]
     if wrong or len(set(args.crops_for_assign)) != len(args.crops_for_assign):
         raise UserError(
@@ -143,14 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         grayscale=args.grayscale,
         blur=args.blur,
     )
+    resolve(args)
     check(args, views)
-    args.method = "swav"
-    args.eval_size = args.eval_size or args.size_crops[0]
-    args.eval_resize = args.eval_resize or round(args.eval_size * 256 / 224)
 
     # ------------------------------------------------------------------------------------------- processes, data
     world = distributed.start(args.device, args.dist_url)
-    precision = choose_precision(args.precision or ("auto" if args.use_fp16 else "fp32"), world.device)
+    precision = choose_precision(args.precision, world.device)
     source = open_images(args.dataset, args.data_path, "pretrain", args.download)
     images = first_images(source, args.size_dataset)
     batches = ResumableBatches(len(images), args.batch_size, rank=world.rank, world_size=world.size)
@@ -168,26 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # ------------------------------------------------------------------------------------------- model, optimiser
     cli.seed_everything(args.seed, args.deterministic)
-    queue_rows = rows_per_rank(args.queue_length, args.batch_size, world.size)
-    if args.queue_length and not queue_rows:
-        raise UserError(
-            f"--queue_length {args.queue_length} does not hold one batch of {args.batch_size * world.size} images"
-        )
-    method = SwAV(
-        create_backbone(args.arch, width=args.width, stem=args.stem),
-        feat_dim=args.feat_dim,
-        hidden_mlp=args.hidden_mlp,
-        nmb_prototypes=args.nmb_prototypes[0] if len(args.nmb_prototypes) == 1 else args.nmb_prototypes,
-        crops_for_assign=args.crops_for_assign,
-        temperature=args.temperature,
-        epsilon=args.epsilon,
-        sinkhorn_iterations=args.sinkhorn_iterations,
-        freeze_prototypes_niters=args.freeze_prototypes_niters,
-        queue_rows=queue_rows,
-        epoch_queue_starts=args.epoch_queue_starts,
-        head_batch_norm=args.head_bn,
-        zero_init_residual=args.zero_init_residual,
-    )
+    method = build_method(args, world, len(images), rows_per_epoch=steps_per_epoch * args.accumulate * args.batch_size)
     if args.sync_bn in ("pytorch", "apex"):
         group_size = args.syncbn_process_group_size if args.sync_bn == "apex" else 0
         sync_bn.convert(method, group_size, world.device.type)
@@ -217,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     knn = online_knn(args, source, prepare) if args.knn_freq else None
     checkpoints = CheckpointStore(args.dump_path, vars(args), args.checkpoint_freq, args.keep_last)
     monitor = Monitor(args.dump_path, args.tensorboard)
-    echo(args, monitor, method, clock, precision.name, len(images), queue_rows)
+    echo(args, monitor, method, clock, precision.name, len(images))
     training = Training(
         method=method,
         optimizer=optimizer,
@@ -248,6 +262,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if stopped_by is None else 128 + stopped_by
 
 
+def build_method(
+    args: argparse.Namespace, world: distributed.World, num_images: int, rows_per_epoch: int
+) -> PrototypeMethod:
+    """The method with fresh weights. ``rows_per_epoch``: images that each process sees in an epoch."""
+    common: dict[str, Any] = {
+        "feat_dim": args.feat_dim,
+        "hidden_mlp": args.hidden_mlp,
+        "crops_for_assign": args.crops_for_assign,
+        "temperature": args.temperature,
+        "freeze_prototypes_niters": args.freeze_prototypes_niters,
+        "head_batch_norm": args.head_bn,
+        "zero_init_residual": args.zero_init_residual,
+    }
+    backbone = create_backbone(args.arch, width=args.width, stem=args.stem)
+    if args.method == "swav":
+        queue_rows = rows_per_rank(args.queue_length, args.batch_size, world.size)
+        if args.queue_length and not queue_rows:
+            raise UserError(
+                f"--queue_length {args.queue_length} does not hold one batch of {args.batch_size * world.size} images"
+            )
+        return SwAV(
+            backbone,
+            **common,
+            nmb_prototypes=args.nmb_prototypes[0] if len(args.nmb_prototypes) == 1 else args.nmb_prototypes,
+            epsilon=args.epsilon,
+            sinkhorn_iterations=args.sinkhorn_iterations,
+            queue_rows=queue_rows,
+            epoch_queue_starts=args.epoch_queue_starts,
+        )
+    if rows_per_epoch < max(args.nmb_prototypes):
+        raise UserError(
+            f"--nmb_prototypes {max(args.nmb_prototypes)}: a process sees {rows_per_epoch} images an epoch, and needs "
+            "at least one for each prototype"
+        )
+    common |= {"nmb_prototypes": args.nmb_prototypes, "num_images": num_images, "bank_rows": rows_per_epoch}
+    if args.method == "deepcluster-v2":
+        return DeepClusterV2(backbone, **common, kmeans_iterations=args.kmeans_iterations)
+    return SeLaV2(
+        backbone,
+        **common,
+        epsilon=args.sela_epsilon,
+        iterations=args.sela_iterations,
+        tolerance=args.sela_tolerance,
+    )
+
+
 def online_knn(args: argparse.Namespace, source: ImageSource, prepare: ToDevice) -> KNNEvaluation:
     """kNN from the training images to the validation images."""
     if args.dataset in OWN_SETS:
@@ -264,7 +324,7 @@ def online_knn(args: argparse.Namespace, source: ImageSource, prepare: ToDevice)
 
 
 def echo(
-    args: argparse.Namespace, monitor: Monitor, method: SwAV, clock: Clock, precision: str, images: int, queue_rows: int
+    args: argparse.Namespace, monitor: Monitor, method: PrototypeMethod, clock: Clock, precision: str, images: int
 ) -> None:
     """What is about to happen, in numbers that a user can check against the recipe."""
     ranks = distributed.world_size()
@@ -274,7 +334,8 @@ def echo(
     parameters = sum(parameter.numel() for parameter in method.parameters())
     monitor.say(cli.command_line())
     monitor.say(f"data       {images} images of {args.data_path} ({args.dataset}), crops {crops}")
-    monitor.say(f"model      {args.arch}, {parameters / 1e6:.1f} M parameters, {prototypes} prototypes, {precision}")
+    size = f"{parameters / 1e6:.1f} M parameters, {prototypes} prototypes"
+    monitor.say(f"model      {args.method}, {args.arch}, {size}, {precision}")
     monitor.say(
         f"batch      {args.batch_size} x {ranks} processes x {args.accumulate} = {batch} images; "
         f"{clock.steps_per_epoch} steps an epoch, {clock.total_steps} in all"
@@ -284,14 +345,14 @@ def echo(
         f"lr         {warmup if args.warmup_epochs else ''}{number(args.base_lr)} -> {number(args.final_lr)} by cosine"
     )
     monitor.say(f"loss       {math.log(args.nmb_prototypes[0]):.3f} = ln K means that nothing is learnt")
-    if args.queue_length:
+    queue = method.queue.shape[1] * ranks if isinstance(method, SwAV) else 0
+    if queue:
         monitor.say(
-            f"queue      {queue_rows * ranks} embeddings ({queue_rows} a process), filled from epoch "
-            f"{args.epoch_queue_starts + 1} on"
+            f"queue      {queue} embeddings over all processes, filled from epoch {args.epoch_queue_starts + 1} on"
         )
-    if args.queue_length != queue_rows * ranks:
+    if args.queue_length != queue:
         monitor.warn(f"--queue_length {args.queue_length} is no multiple of the batch; rounded down as published")
-    seen = batch // args.accumulate + queue_rows * ranks
+    seen = batch // args.accumulate + queue if isinstance(method, SwAV) else images
     if max(args.nmb_prototypes) > seen:
         monitor.warn(
             f"{max(args.nmb_prototypes)} prototypes share {seen} samples in each assignment, so some stay unused; "
@@ -302,7 +363,7 @@ def echo(
             f"--accumulate averages gradients only: Sinkhorn and batch norm see {batch // args.accumulate} images at a "
             "time, so this is not a training with the larger batch; a queue (--queue_length) comes closer"
         )
-    if args.use_fp16 and args.precision is None and precision == "fp32":
+    if args.precision == "auto" and precision == "fp32":
         monitor.say("precision  fp32: on the CPU it is faster than 16 bits (--precision bf16 insists)")
 
 

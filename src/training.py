@@ -218,6 +218,8 @@ class Training:
         self.monitor.start_bar(self.clock, self.last_step)
         agreement = distributed.Agreement()
         with StopSignal() as stop, _without_garbage_collection():
+            if self.clock.step == 0:
+                self._first_look()
             while self.clock.step < self.last_step:
                 stopped = self._epoch(stop, agreement)
                 finished = self.clock.step_in_epoch == 0
@@ -233,6 +235,13 @@ class Training:
         if self._unreadable:
             self.monitor.warn(f"{len(self._unreadable)} unreadable images were replaced by the ones after them")
         return None
+
+    def _first_look(self) -> None:
+        self.method.train()
+        self.batches.seek(0)
+        with self._autocast():
+            epoch = itertools.islice(self.loader, self.clock.steps_per_epoch * self.accumulate)
+            self.method.before_training(self.prepare(batch) for batch in epoch)
 
     def _epoch(self, stop: StopSignal, agreement: distributed.Agreement) -> bool:
         """Trains until the epoch's end, the last step or a signal; True for a signal."""

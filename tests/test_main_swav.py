@@ -148,6 +148,51 @@ def test_killed_at_random_points_it_ends_in_the_same_weights(patches, tmp_path, 
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
+OFFLINE = ("--epochs", 5, "--batch_size", 8, "--log_every", 1, "--save_every", 5, "--nmb_prototypes", 6, 5, 4)
+
+
+@pytest.mark.parametrize("method", ["deepcluster-v2", "sela-v2"])
+def test_clustering_runs_end_in_the_same_weights_and_assignments(patches, tmp_path, method):
+    """Killed inside epochs and between them: bank, assignments and the draw of centroids are in the checkpoint."""
+    extra = (*OFFLINE, "--method", method, "--freeze_prototypes_niters", 10)
+    undisturbed = run(*command(patches, tmp_path / "a", *extra, "--workers", 1))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert run(*command(patches, tmp_path / "b", *extra, "--workers", 0, "--max_steps", 24)).returncode == 0  # epoch 3
+    kill_until_done(command(patches, tmp_path / "b", *extra), tmp_path / "b", kills=1)
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+    names = final_state(tmp_path / "a")[1]
+    assert {"state_dict.labels", "per_rank.0.buffers.bank", "per_rank.0.buffers.bank_images"} <= names.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["deepcluster-v2", "sela-v2"])
+def test_clustering_runs_on_two_ranks_resume_exactly(patches, tmp_path, method):
+    extra = (*OFFLINE, "--method", method, "--workers", 1)
+    assert run(*command(patches, tmp_path / "a", *extra), launcher=torchrun(2)).returncode == 0
+    for stop in (9, 18):
+        parts = command(patches, tmp_path / "b", *extra, "--max_steps", stop)
+        assert run(*parts, launcher=torchrun(2)).returncode == 0
+    assert run(*command(patches, tmp_path / "b", *extra), launcher=torchrun(2)).returncode == 0
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+    # on one process it goes on as well
+    assert run(*command(patches, tmp_path / "c", *extra, "--max_steps", 9), launcher=torchrun(2)).returncode == 0
+    result = run(*command(patches, tmp_path / "c", *extra))
+    assert result.returncode == 0, result.stderr
+    assert "resuming on 1 processes" in result.stderr
+
+
+def test_the_old_name_starts_deepcluster(patches, tmp_path):
+    arguments = command(patches, tmp_path, "--epochs", 1, "--batch_size", 16, "--workers", 0, "--nmb_prototypes", 6, 5,
+                        "--freeze_prototypes_niters", 300000)  # fmt: skip
+    arguments[0] = "main_deepclusterv2.py"
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "deepcluster-v2" in result.stdout
+    settings = json.loads((tmp_path / "settings.json").read_text())["arguments"]
+    assert settings["method"] == "deepcluster-v2"
+    assert settings["precision"] == "fp32"
+
+
 @pytest.mark.slow
 def test_colours_changed_in_workers_and_on_the_device_train_alike(patches, tmp_path):
     """The same loss curve, within a spread that another seed exceeds by far."""

@@ -25,6 +25,11 @@ RESOURCES = {
     "swav_RN50w2_400ep_pretrain": (16, 8, 10, "450G", 72),
     "swav_RN50w4_400ep_pretrain": (8, 8, 10, "450G", 72),
     "swav_RN50w5_400ep_pretrain": (16, 8, 10, "450G", 72),  # from the paper; its resources are w2's
+    "deepclusterv2_400ep_pretrain": (8, 8, 8, "450G", 25),
+    "deepclusterv2_400ep_2x224_pretrain": (8, 8, 8, "450G", 25),
+    "deepclusterv2_800ep_pretrain": (8, 8, 8, "450G", 40),
+    "selav2_400ep_pretrain": (8, 8, 8, "450G", 25),  # as DeepCluster-v2's
+    "selav2_400ep_2x224_pretrain": (8, 8, 8, "450G", 25),
 }
 # ... and of flags, as far as they differ from the first row.
 COMMON = {
@@ -39,14 +44,24 @@ SMALL_BATCH = {
     "base_lr": 0.6, "final_lr": 0.0006, "warmup_epochs": 0, "start_warmup": 0.0, "freeze_prototypes_niters": 5005,
     "queue_length": 3840, "epoch_queue_starts": 15, "sync_bn": "pytorch",
 }  # fmt: skip
+CLUSTERS = {
+    "method": "deepcluster-v2", "nmb_prototypes": [3000, 3000, 3000], "freeze_prototypes_niters": 300000,
+    "precision": "fp32",
+}  # fmt: skip
+TWO_VIEWS = {"nmb_crops": [2], "size_crops": [224], "min_scale_crops": [0.08], "max_scale_crops": [1.0]}
+SMALLER = {"nmb_crops": [2, 4], "size_crops": [160, 96], "min_scale_crops": [0.08, 0.05]}
+SELA = {**CLUSTERS, "method": "sela-v2", "freeze_prototypes_niters": 313}
 FLAGS = {
     "swav_100ep_pretrain": {},
     "swav_200ep_pretrain": {"epochs": 200},
     "swav_400ep_pretrain": {"epochs": 400},
     "swav_800ep_pretrain": {"epochs": 800},
-    "swav_400ep_2x224_pretrain": {
-        "epochs": 400, "nmb_crops": [2], "size_crops": [224], "min_scale_crops": [0.08], "max_scale_crops": [1.0],
-    },
+    "swav_400ep_2x224_pretrain": {"epochs": 400, **TWO_VIEWS},
+    "deepclusterv2_400ep_pretrain": {"epochs": 400, **CLUSTERS, **SMALLER},
+    "deepclusterv2_400ep_2x224_pretrain": {"epochs": 400, **CLUSTERS, **TWO_VIEWS},
+    "deepclusterv2_800ep_pretrain": {"epochs": 800, **CLUSTERS},
+    "selav2_400ep_pretrain": {"epochs": 400, **SELA, **SMALLER},
+    "selav2_400ep_2x224_pretrain": {"epochs": 400, **SELA, **TWO_VIEWS},
     "swav_200ep_bs256_pretrain": {"epochs": 200, **SMALL_BATCH},
     "swav_400ep_bs256_pretrain": {"epochs": 400, **SMALL_BATCH},
     "swav_400ep_single_node": {"epochs": 400, **SMALL_BATCH, "batch_size": 32},
@@ -83,7 +98,7 @@ def command_of(name: str, *extra: str) -> list[str]:
 
 
 def test_every_recipe_is_checked():
-    assert {path.stem for path in SCRIPTS.glob("swav_*.sh")} == set(FLAGS)
+    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == set(FLAGS)
 
 
 @pytest.mark.parametrize("name", RESOURCES)
@@ -110,6 +125,7 @@ def test_flags_are_the_published_ones(name):
     script, *flags = command_of(name)
     assert script == "main_swav.py"
     args = main_swav.build_parser().parse_args(flags)
+    main_swav.resolve(args)
     expected = {**COMMON, **FLAGS[name]}
     assert {flag: getattr(args, flag) for flag in expected} == expected
     assert (args.data_path, args.dump_path) == ("/data", "/out")

@@ -1,5 +1,6 @@
 """What a method is to the training loop."""
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ class Method(nn.Module):
         be there while ``clock.logging`` is set.
         """
         raise NotImplementedError  # every method has its own
+
+    def before_training(self, batches: Iterable[Batch]) -> None:
+        """Called once, before the first step of a run; ``batches`` goes through the first epoch if it is iterated."""
 
     def before_epoch(self, clock: Clock) -> None:
         """Called before an epoch, and again when training resumes inside one (``clock.step_in_epoch > 0``)."""

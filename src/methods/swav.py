@@ -5,23 +5,21 @@ K = prototypes, L = rows of the queue of this rank.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src import distributed
-from src.backbones import feature_width, forward_by_size, initialize
 from src.clock import Clock
 from src.data.loading import Batch
 from src.diagnostics import Check, feature_std, mean_entropy, rankme
-from src.heads import MultiPrototypes, Prototypes, normalize_rows_, projector
+from src.heads import Prototypes, normalize_rows_
 from src.losses.sinkhorn import sinkhorn
 from src.losses.swapped_prediction import swapped_prediction_loss
-from src.methods.base import Method
+from src.methods.prototype_base import PrototypeMethod
 
 
 def rows_per_rank(queue_length: int, batch_size: int, world_size: int) -> int:
@@ -29,71 +27,39 @@ def rows_per_rank(queue_length: int, batch_size: int, world_size: int) -> int:
     return queue_length // (batch_size * world_size) * batch_size
 
 
-class SwAV(Method):
+class SwAV(PrototypeMethod):
     """Predicts the prototype assignment of one crop from the other crops of the same image.
 
-    Parameter names of the parts are the published ones (``conv1...``, ``projection_head.*``, ``prototypes.*``); the
-    backbone's carry the prefix ``backbone.``.
-
     Args:
-        backbone: (n, 3, h, w) -> (n, F).
-        feat_dim: D.
-        hidden_mlp: width of the projection head; 0 = one linear layer.
-        nmb_prototypes: K; several numbers give independent heads whose losses are averaged.
-        crops_for_assign: which crops are assigned to prototypes.
-        temperature: of the predictions.
+        backbone, options: see :class:`PrototypeMethod`; several heads have their losses averaged.
         epsilon, sinkhorn_iterations: of the assignments.
-        freeze_prototypes_niters: the prototypes get no gradient in the first so many steps.
         queue_rows: L, rows of the queue of this rank, for each assigned crop; 0 = no queue.
         epoch_queue_starts: the queue is filled from this epoch on, and used once it is full.
-        head_batch_norm: batch norm in the projection head.
-        zero_init_residual: see :func:`src.backbones.initialize`.
     """
 
     per_rank_buffers: ClassVar[dict[str, int]] = {"queue": 1}
     queue: Tensor
-    prototypes_used: Tensor
 
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        feat_dim: int = 128,
-        hidden_mlp: int = 2048,
-        nmb_prototypes: int | Sequence[int] = 3000,
-        crops_for_assign: Sequence[int] = (0, 1),
-        temperature: float = 0.1,
         epsilon: float = 0.05,
         sinkhorn_iterations: int = 3,
-        freeze_prototypes_niters: int = 313,
         queue_rows: int = 0,
         epoch_queue_starts: int = 15,
-        head_batch_norm: bool = True,
-        zero_init_residual: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.projection_head = projector(feature_width(backbone), hidden_mlp, feat_dim, head_batch_norm)
-        if isinstance(nmb_prototypes, int):
-            self.prototypes: Prototypes | MultiPrototypes = Prototypes(feat_dim, nmb_prototypes)
-        else:
-            self.prototypes = MultiPrototypes(feat_dim, nmb_prototypes)
-        initialize(self, zero_init_residual)
-        self.crops_for_assign = list(crops_for_assign)
-        self.temperature = temperature
+        super().__init__(backbone, **options)
         self.epsilon = epsilon
         self.sinkhorn_iterations = sinkhorn_iterations
-        self.freeze_prototypes_niters = freeze_prototypes_niters
         self.epoch_queue_starts = epoch_queue_starts
-        self.register_buffer("queue", torch.zeros(len(self.crops_for_assign), queue_rows, feat_dim))
+        heads = self.prototypes.heads()
+        self.register_buffer("queue", torch.zeros(len(self.crops_for_assign), queue_rows, heads[0].in_features))
         self.queue_filled = 0
-        count = self.prototypes.heads()[0].out_features
-        self.register_buffer("prototypes_used", torch.zeros(count, dtype=torch.bool), persistent=False)
+        self.register_buffer("prototypes_used", torch.zeros(heads[0].out_features, dtype=torch.bool), persistent=False)
 
-    def embed(self, crops: Sequence[Tensor]) -> Tensor:
-        """V crops (B, 3, s_v, s_v) -> (V*B, D) float32 unit rows, crop-major. The head sees all sizes at once."""
-        projected = self.projection_head(forward_by_size(self.backbone, crops))
-        return F.normalize(projected.float(), dim=1, eps=1e-12)
+    prototypes_used: Tensor
 
     def before_step(self, clock: Clock) -> None:
         for head in self.prototypes.heads():
@@ -148,14 +114,6 @@ class SwAV(Method):
         num_images = assigned_ABD.shape[1]
         self.queue.copy_(torch.cat([assigned_ABD, self.queue[:, : rows - num_images]], dim=1))
         self.queue_filled = min(rows, self.queue_filled + num_images)
-
-    # ------------------------------------------------------------------------------------------------ the optimiser
-
-    def after_backward(self, clock: Clock) -> None:
-        # None, not zero: the optimiser then skips the prototypes altogether, weight decay and momentum included
-        if clock.step < self.freeze_prototypes_niters:
-            for parameter in self.prototypes.parameters():
-                parameter.grad = None
 
     # ------------------------------------------------------------------------------------------------ diagnostics
 

@@ -1,0 +1,35 @@
+"""DeepCluster-v2: predicting the k-means clusters of the epoch before (Caron et al. 2020, arXiv 2006.09882, app. D)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src import distributed
+from src.heads import Prototypes
+from src.kmeans import spherical_kmeans
+from src.methods.offline import OfflineAssignments
+
+
+class DeepClusterV2(OfflineAssignments):
+    """Clusters by spherical k-means, and makes the centroids the prototypes, which are never trained.
+
+    The first process draws the initial centroids among its own rows. An empty cluster keeps its centroid.
+
+    Args:
+        backbone, options: see :class:`OfflineAssignments`.
+        kmeans_iterations: updates of the centroids; 10 as published.
+    """
+
+    def __init__(self, backbone: nn.Module, *, kmeans_iterations: int = 10, **options: Any) -> None:
+        super().__init__(backbone, **options)
+        self.kmeans_iterations = kmeans_iterations
+
+    def assign(self, head: Prototypes, features_MD: Tensor) -> Tensor:
+        start = torch.empty_like(head.weight)
+        if distributed.is_main():
+            start.copy_(features_MD[torch.randperm(len(features_MD))[: len(start)].to(features_MD.device)])
+        distributed.broadcast_([start])
+        centroids, labels = spherical_kmeans(features_MD, start, self.kmeans_iterations)
+        head.weight.copy_(centroids)
+        return labels

@@ -1,0 +1,69 @@
+"""What SwAV, DeepCluster-v2 and SeLa-v2 share: backbone, projection head, prototypes, and when those are frozen.
+
+Shape suffixes: V = crops of an image, B = images of this rank, D = embedding size.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.backbones import feature_width, forward_by_size, initialize
+from src.clock import Clock
+from src.heads import MultiPrototypes, Prototypes, projector
+from src.methods.base import Method
+
+
+class PrototypeMethod(Method):
+    """A network whose unit embeddings are compared with prototypes.
+
+    Parameter names of the parts are the published ones (``conv1...``, ``projection_head.*``, ``prototypes.*``); the
+    backbone's carry the prefix ``backbone.``.
+
+    Args:
+        backbone: (n, 3, h, w) -> (n, F).
+        feat_dim: D.
+        hidden_mlp: width of the projection head; 0 = one linear layer.
+        nmb_prototypes: of one head; a list gives several heads (named differently, even if it has one entry).
+        crops_for_assign: which crops are assigned to prototypes.
+        temperature: of the predictions.
+        freeze_prototypes_niters: the prototypes get no gradient in the first so many steps.
+        head_batch_norm: batch norm in the projection head.
+        zero_init_residual: see :func:`src.backbones.initialize`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        feat_dim: int = 128,
+        hidden_mlp: int = 2048,
+        nmb_prototypes: int | Sequence[int] = 3000,
+        crops_for_assign: Sequence[int] = (0, 1),
+        temperature: float = 0.1,
+        freeze_prototypes_niters: int = 313,
+        head_batch_norm: bool = True,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection_head = projector(feature_width(backbone), hidden_mlp, feat_dim, head_batch_norm)
+        if isinstance(nmb_prototypes, int):
+            self.prototypes: Prototypes | MultiPrototypes = Prototypes(feat_dim, nmb_prototypes)
+        else:
+            self.prototypes = MultiPrototypes(feat_dim, nmb_prototypes)
+        initialize(self, zero_init_residual)
+        self.crops_for_assign = list(crops_for_assign)
+        self.temperature = temperature
+        self.freeze_prototypes_niters = freeze_prototypes_niters
+
+    def embed(self, crops: Sequence[Tensor]) -> Tensor:
+        """V crops (B, 3, s_v, s_v) -> (V*B, D) float32 unit rows, crop-major. The head sees all sizes at once."""
+        projected = self.projection_head(forward_by_size(self.backbone, crops))
+        return F.normalize(projected.float(), dim=1, eps=1e-12)
+
+    def after_backward(self, clock: Clock) -> None:
+        # None, not zero: the optimiser then skips the prototypes altogether, weight decay and momentum included
+        if clock.step < self.freeze_prototypes_niters:
+            for parameter in self.prototypes.parameters():
+                parameter.grad = None
