@@ -15,6 +15,8 @@ A file is a dict of ``format``, ``epoch`` (finished epochs), ``step``, ``steps_p
 ``world_size`` and ``batch_size``; it loads with ``weights_only=True``.
 """
 
+import argparse
+import codecs
 import os
 import re
 import shutil
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +37,17 @@ from src.errors import UserError
 from src.sharding import part_like, whole
 
 FORMAT = "ssl-vision-training/1"
+
+# What old checkpoints hold besides tensors, and what can only make values: parsed flags and numpy's numbers, whose
+# module had another name before numpy 2
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    codecs.encode,
+]
 
 # Flags that say how, where or how long a run goes, and not what it computes.
 NEUTRAL_SETTINGS = (
@@ -102,7 +116,8 @@ def read_file(path: str | Path) -> Any:
                 raise UserError(f"checkpoint {path} is damaged: wrong check sum of {damaged}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(HARMLESS):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except PermissionError:

@@ -298,8 +298,14 @@ def add_evaluation_arguments(parser: Parser) -> None:
     group.add_argument(
         "--pretrained",
         default="",
-        help="the checkpoint; ours know their backbone, for others --arch says it. Empty: random weights",
+        help="the checkpoint. Ours and ResNets tell their backbone, for others --arch says it. Empty: random weights",
     )
+    group.add_argument(
+        "--key",
+        default="auto",
+        help="entry of the file that holds the weights, such as teacher_backbone; auto finds it",
+    )
+    parser.set_defaults(arch=None)
     group.add_argument("--seed", type=non_negative, default=31, help="of random weights and of every draw")
     group.add_argument("--dump_path", default=".", help="folder of the results")
     group.add_argument(

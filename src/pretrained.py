@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from src.backbones import create_backbone, initialize
 from src.checkpoint import FORMAT, describe_mismatch, read_file
 from src.errors import UserError
-
-# Parts of published files that belong to a pre-training head, not to the backbone.
-HEAD_PREFIXES = ("projection_head.", "prototypes.")
+from src.layouts import backbone_in, resnet_in, weights_in
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,14 @@ class Pretrained:
     description: str
 
 
-def load_backbone(path: str | Path, spec: BackboneSpec | None = None) -> Pretrained:
-    """Reads a checkpoint of ours, or a published SwAV file (flat or under ``state_dict``, prefix ``module.``).
+def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str = "auto") -> Pretrained:
+    """Reads a checkpoint of ours, or published weights in any of :data:`src.layouts.LAYOUTS`.
 
     Args:
         path: the file.
-        spec: the architecture; a checkpoint of ours knows its own, which wins. Default: ResNet-50.
+        spec: the architecture. A checkpoint of ours knows its own, which wins; the keys of a ResNet tell it, too, so
+            that only other networks need it.
+        key: the entry of the file that holds the weights, see :func:`src.layouts.weights_in`.
 
     Raises UserError when an entry of the backbone is missing, unexpected or of another shape.
     """
@@ -63,9 +63,14 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None) -> Pretrai
         state = {n[len(prefix) :]: t for n, t in content["state_dict"].items() if n.startswith(prefix)}
         origin = f"step {content['step']} of a {settings['method']} run"
     else:
-        state = _published_backbone(content, path)
-        origin = "published layout"
-    spec = spec or BackboneSpec()
+        named = weights_in(content, path, key)
+        state, layout = backbone_in(named, path)
+        origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
+        if spec is None:
+            found = resnet_in(state)
+            if found is None:
+                raise UserError(f"{path} is not a ResNet: pass its --arch")
+            spec = BackboneSpec(*found)
     backbone = spec.build()
     problem = describe_mismatch(backbone.state_dict(), state, path)
     if problem:
@@ -73,14 +78,6 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None) -> Pretrai
     backbone.load_state_dict(state)
     backbone.eval()
     return Pretrained(backbone, spec, settings, f"{spec.arch} from {path}: {len(state)} entries ({origin})")
-
-
-def _published_backbone(content: Any, path: str | Path) -> dict[str, Tensor]:
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{path} holds no weights that this program knows")
-    named = {name.replace("module.", ""): tensor for name, tensor in state.items()}
-    return {name: tensor for name, tensor in named.items() if not name.startswith(HEAD_PREFIXES)}
 
 
 def random_backbone(spec: BackboneSpec, seed: int) -> nn.Module:

@@ -48,14 +48,15 @@ def open_subject(args: argparse.Namespace, device: torch.device) -> Subject:
     Crop size, mean and standard deviation come from the flags where given, else from the run that made the
     checkpoint, else they are ImageNet's.
     """
-    spec = BackboneSpec(args.arch, args.width, args.stem)
+    spec = BackboneSpec(args.arch, args.width, args.stem) if args.arch else None
     settings: Mapping[str, Any] = {}
     if args.pretrained:
-        loaded = load_backbone(args.pretrained, spec)
+        loaded = load_backbone(args.pretrained, spec, args.key)
         backbone, settings, description = loaded.backbone, loaded.settings, loaded.description
     else:
+        spec = spec or BackboneSpec("resnet50", args.width, args.stem)
         backbone = random_backbone(spec, args.seed)
-        description = f"{args.arch} with random weights (no --pretrained)"
+        description = f"{spec.arch} with random weights (no --pretrained)"
     size = args.crop_size or settings.get("eval_size", 224)
     resize = args.resize or (settings.get("eval_resize") if not args.crop_size else None) or round(size * 256 / 224)
     mean = args.mean or settings.get("mean", cli.IMAGENET_MEAN)
