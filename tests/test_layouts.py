@@ -102,7 +102,7 @@ def described_in_words():
         **prefixed({**r50, **MOCO_HEAD}, "module.teacher_encoder_k."),
     }
     momentum = prefixed({**r18, **MOCO_HEAD}, "module.encoder_k.")
-    v3_head = torch.empty(3)
+    bias = torch.empty(3)
     v3 = {
         **prefixed({**r50, "fc.0.weight": torch.empty(3)}, "module.base_encoder."),
         **prefixed({**r50, "fc.0.weight": torch.empty(3)}, "module.momentum_encoder."),
@@ -114,7 +114,7 @@ def described_in_words():
         ("MoCo-v2", {"state_dict": prefixed({**r50, **MOCO_HEAD}, "encoder_q.")}, "resnet50"),
         ("DisCo", {"state_dict": {**student, **momentum, **teachers, "module.queue": torch.empty(3)}}, "resnet18"),
         ("MoCo-v3", {"state_dict": v3}, "resnet50"),
-        ("INTL", {"state_dict": {**prefixed(r50, "module.backbone."), "module.projection.0.bias": v3_head}}, "resnet50"),
+        ("INTL", {"state_dict": {**prefixed(r50, "module.backbone."), "module.projection.0.bias": bias}}, "resnet50"),
         ("backbone with", {"state_dict": prefixed(r50, "module.backbone."), "epoch": 100}, "resnet50"),
         ("CW-RGP", {"state_dict": {**prefixed(r18, "model.module."), "head.0.weight": torch.empty(3)}}, "resnet18"),
         ("torchvision", {**r50, "fc.weight": torch.empty(3), "fc.bias": torch.empty(3)}, "resnet50"),

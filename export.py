@@ -1,0 +1,46 @@
+"""Writes the backbone of any checkpoint as a plain file that torchvision, timm and others read.
+
+    python export.py runs/swav/checkpoint.pth.tar resnet50.pth
+    python export.py swav_800ep_pretrain.pth.tar resnet50.safetensors
+
+Takes checkpoints of ours and every published layout (SwAV, DeepCluster-v2, SeLa-v2, TWIST, INTL, MoCo-v2, DisCo,
+MoCo-v3, W2SSL, torchvision, timm). ResNets get torchvision's names, which are timm's, too, without `fc`; other networks
+get timm's. The ending of the file says whether it is PyTorch's format or safetensors.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from src import cli
+from src.checkpoint import write_atomically
+from src.errors import UserError
+from src.pretrained import BackboneSpec, load_backbone
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser((__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoint", help="what to read")
+    parser.add_argument("out", help="what to write: .pth, .pt or .safetensors")
+    parser.add_argument("--arch", default=None, help="timm's name, for a published file that is no ResNet")
+    parser.add_argument("--key", default="auto", help="entry of the file that holds the weights; auto finds it")
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+    if out.suffix not in (".pth", ".pt", ".safetensors"):
+        raise UserError(f"{out}: expected a name that ends in .pth, .pt or .safetensors")
+    loaded = load_backbone(args.checkpoint, BackboneSpec(args.arch) if args.arch else None, args.key)
+    state = {name: tensor.contiguous() for name, tensor in loaded.backbone.state_dict().items()}
+    if out.suffix == ".safetensors":
+        content = save(state, metadata={"format": "pt", "architecture": loaded.spec.arch})
+        write_atomically(out, lambda file: file.write(content))
+    else:
+        write_atomically(out, lambda file: torch.save(state, file))
+    print(loaded.description)
+    print(f"wrote {len(state)} entries to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
