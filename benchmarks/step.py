@@ -9,7 +9,8 @@ Both run the same network on the same crops, which are on the device already; on
 
 import argparse
 import functools
-import resource
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from src.methods.swav import SwAV
 from src.optim.larc import LARC
 from src.training import Training, choose_precision
 
+BASELINE, OURS = "plain loop (baseline)", "ours"
 # backbone, crop sizes, batch on the CPU, batch on a GPU, further options of SwAV
 RECIPES: dict[str, tuple[dict[str, Any], list[int], int, int, dict[str, Any]]] = {
     "small": (
@@ -137,14 +139,35 @@ def our_step(recipe: str, crops: Sequence[Tensor], device: torch.device, compile
     return functools.partial(our_training(recipe, size, device, compiled, lambda batch: batch)._step, [batch])
 
 
-def peak_memory(step: Callable[[], object], device: torch.device) -> float:
-    """MB on a GPU; nan elsewhere, where only a process as a whole has a peak."""
-    if device.type != "cuda":
-        return float("nan")
+def peak_of_this_process() -> float:
+    """MB; not `ru_maxrss`, which a new process inherits from its parent."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) / 1e3
+
+
+def peak_memory(recipe: str, name: str, size: int, device: torch.device) -> float:
+    """MB that two steps need at most: of the GPU's memory, or of a process of its own on a CPU."""
+    if device.type == "cpu":
+        command = [sys.executable, __file__, "--recipe", recipe, "--batch_size", str(size), "--device", "cpu"]
+        found = subprocess.run([*command, "--peak_of", name], capture_output=True, text=True, check=True)
+        return float(found.stdout.split()[-1])
+    step = steps_of(recipe, size, device, compiled=False)[name]
     step()
     torch.cuda.reset_peak_memory_stats()
     step()
     return torch.cuda.max_memory_allocated() / 1e6
+
+
+def steps_of(recipe: str, size: int, device: torch.device, compiled: bool) -> dict[str, Callable[[], object]]:
+    crops = [torch.randn(size, 3, side, side, device=device) for side in RECIPES[recipe][1]]
+    steps: dict[str, Callable[[], object]] = {
+        BASELINE: functools.partial(plain_step_on(recipe, device), crops),
+        OURS: our_step(recipe, crops, device, compiled=False),
+    }
+    if compiled:
+        steps["ours, --compile"] = our_step(recipe, crops, device, compiled=True)
+    return steps
 
 
 def main() -> None:
@@ -154,26 +177,30 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peak_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = torch.device(args.device)
+    if args.peak_of:
+        crops = [torch.randn(args.batch_size, 3, side, side) for side in RECIPES[args.recipe[0]][1]]
+        before = peak_of_this_process()
+        if args.peak_of == BASELINE:
+            step: Callable[[], object] = functools.partial(plain_step_on(args.recipe[0], device), crops)
+        else:
+            step = our_step(args.recipe[0], crops, device, compiled=False)
+        step()
+        step()
+        print(peak_of_this_process() - before)
+        return
     print(f"{machine()}\n")
     for recipe in args.recipe:
-        _, sizes, on_cpu, on_gpu, _ = RECIPES[recipe]
+        _, _, on_cpu, on_gpu, _ = RECIPES[recipe]
         size = args.batch_size or (on_gpu if device.type == "cuda" else on_cpu)
-        crops = [torch.randn(size, 3, side, side, device=device) for side in sizes]
-        steps = {
-            "plain loop (baseline)": functools.partial(plain_step_on(recipe, device), crops),
-            "ours": our_step(recipe, crops, device, compiled=False),
-        }
-        if args.compile:
-            steps["ours, --compile"] = our_step(recipe, crops, device, compiled=True)
-        results = by_turns(steps, "plain loop (baseline)", args.rounds, seconds=1.0)
-        print(table(f"{recipe}: step of {size} images", results, "images/s", size) + "\n")
-        for name, step in steps.items():
-            if device.type == "cuda":
-                print(f"{name}: peak memory {peak_memory(step, device):.0f} MB")
-    if device.type == "cpu":
-        print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+        steps = steps_of(recipe, size, device, args.compile)
+        results = by_turns(steps, BASELINE, args.rounds, seconds=1.0)
+        print(table(f"{recipe}: step of {size} images", results, "images/s", size))
+        peaks = {name: peak_memory(recipe, name, size, device) for name in (BASELINE, OURS)}
+        listing = ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
+        print(f"\npeak memory: {listing} (x {peaks[OURS] / peaks[BASELINE]:.2f})\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def test_whole_numbers_may_be_written_as_floats():
 def test_the_defaults_are_the_published_ones():
     """Spec section 0.1."""
     args = main_swav.build_parser().parse_args(["--data_path", "x"])
+    main_swav.resolve(args)
     published = {
         "nmb_crops": [2], "size_crops": [224], "min_scale_crops": [0.14], "max_scale_crops": [1.0],
         "crops_for_assign": [0, 1], "temperature": 0.1, "epsilon": 0.05, "sinkhorn_iterations": 3, "feat_dim": 128,
@@ -31,6 +32,9 @@ def test_the_defaults_are_the_published_ones():
         "dump_path": ".", "seed": 31, "mean": [0.485, 0.456, 0.406], "std": [0.228, 0.224, 0.225],
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
+    clusters = main_swav.build_parser().parse_args(["--data_path", "x", "--method", "deepcluster-v2"])
+    main_swav.resolve(clusters)
+    assert (clusters.nmb_prototypes, clusters.freeze_prototypes_niters) == ([3000, 3000, 3000], 10**10)
 
 
 def test_spellings_and_retired_flags(capsys):

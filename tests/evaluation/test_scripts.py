@@ -47,8 +47,9 @@ def test_the_published_layout_is_read_too(tmp_path, wrapped):
     loaded = load_backbone(tmp_path / "swav.pth.tar", BackboneSpec("resnet50", 0.125))
     for name, tensor in loaded.backbone.state_dict().items():
         assert torch.equal(tensor, method.state_dict()[f"backbone.{name}"])
+    assert load_backbone(tmp_path / "swav.pth.tar").spec == BackboneSpec("resnet50", 0.125)  # told by the shapes
     with pytest.raises(UserError, match=r"of another shape.*is --arch right"):
-        load_backbone(tmp_path / "swav.pth.tar")
+        load_backbone(tmp_path / "swav.pth.tar", BackboneSpec("resnet50"))
 
 
 def test_eval_knn(checkpoint, patches, tmp_path):
