@@ -10,12 +10,12 @@ from pathlib import Path
 from torch import nn
 
 from src import cli, distributed
-from src.checkpoint import write_atomically
 from src.data.loading import loader_of
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.knn import knn_predict, top_k_accuracy
 from src.evaluation.subject import open_subject
+from src.files import write_atomically
 
 
 def build_parser() -> cli.Parser:

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from src import cli, distributed, sync_bn
-from src.checkpoint import CheckpointStore, write_atomically
+from src.checkpoint import CheckpointStore
 from src.clock import Clock
 from src.data.loading import (
     Batch,
@@ -30,6 +30,7 @@ from src.errors import UserError
 from src.evaluation.features import FeatureDataset, extract_features
 from src.evaluation.linear import LinearProbe, evaluate_probe
 from src.evaluation.subject import Subject, open_subject
+from src.files import write_atomically
 from src.monitor import Monitor
 from src.optim.schedules import multistep, warmup_cosine
 from src.training import Training, choose_precision

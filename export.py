@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save
 
 from src import cli
-from src.checkpoint import write_atomically
 from src.errors import UserError
+from src.files import write_atomically
 from src.pretrained import BackboneSpec, load_backbone
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torchvision
 
-from src.checkpoint import describe_mismatch
 from src.errors import UserError
+from src.files import describe_mismatch
 from src.layouts import backbone_in, weights_in
 from src.pretrained import BackboneSpec, load_backbone
 

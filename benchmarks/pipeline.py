@@ -29,7 +29,7 @@ from benchmarks.data import paper_transform, write_images
 from benchmarks.step import RECIPES as STEP_RECIPES
 from benchmarks.step import our_training, plain_step_on
 from benchmarks.timing import machine, wait_for_device
-from src.cli import IMAGENET_MEAN, SWAV_STD
+from src.cli import IMAGENET_MEAN, SWAV_STD, colours_on_device
 from src.data.datasets import FolderImages, Subset
 from src.data.loading import Batch, ResumableBatches, ToDevice, ViewDataset, make_loader
 from src.data.views import RandomView, multi_crop
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
-    on_device = args.augment_on == "device" or (args.augment_on == "auto" and device.type == "cuda")
+    on_device = colours_on_device(args.augment_on, device)
     _, _, on_cpu, on_gpu, _ = STEP_RECIPES[args.recipe]
     size = args.batch_size or (on_gpu if device.type == "cuda" else on_cpu)
     image_size, crops = DATA_RECIPES[args.recipe]

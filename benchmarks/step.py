@@ -31,7 +31,7 @@ from src.methods.swav import SwAV
 from src.optim.larc import LARC
 from src.training import Training, choose_precision
 
-BASELINE, OURS = "plain loop (baseline)", "ours"
+BASELINE, OURS, COMPILED = "plain loop (baseline)", "ours", "ours, --compile"
 # backbone, crop sizes, batch on the CPU, batch on a GPU, further options of SwAV
 RECIPES: dict[str, tuple[dict[str, Any], list[int], int, int, dict[str, Any]]] = {
     "small": (
@@ -152,22 +152,21 @@ def peak_memory(recipe: str, name: str, size: int, device: torch.device) -> floa
         command = [sys.executable, __file__, "--recipe", recipe, "--batch_size", str(size), "--device", "cpu"]
         found = subprocess.run([*command, "--peak_of", name], capture_output=True, text=True, check=True)
         return float(found.stdout.split()[-1])
-    step = steps_of(recipe, size, device, compiled=False)[name]
+    step = step_of(name, recipe, crops_of(recipe, size, device), device)
     step()
     torch.cuda.reset_peak_memory_stats()
     step()
     return torch.cuda.max_memory_allocated() / 1e6
 
 
-def steps_of(recipe: str, size: int, device: torch.device, compiled: bool) -> dict[str, Callable[[], object]]:
-    crops = [torch.randn(size, 3, side, side, device=device) for side in RECIPES[recipe][1]]
-    steps: dict[str, Callable[[], object]] = {
-        BASELINE: functools.partial(plain_step_on(recipe, device), crops),
-        OURS: our_step(recipe, crops, device, compiled=False),
-    }
-    if compiled:
-        steps["ours, --compile"] = our_step(recipe, crops, device, compiled=True)
-    return steps
+def crops_of(recipe: str, size: int, device: torch.device) -> list[Tensor]:
+    return [torch.randn(size, 3, side, side, device=device) for side in RECIPES[recipe][1]]
+
+
+def step_of(name: str, recipe: str, crops: Sequence[Tensor], device: torch.device) -> Callable[[], object]:
+    if name == BASELINE:
+        return functools.partial(plain_step_on(recipe, device), crops)
+    return our_step(recipe, crops, device, compiled=name == COMPILED)
 
 
 def main() -> None:
@@ -181,12 +180,9 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.peak_of:
-        crops = [torch.randn(args.batch_size, 3, side, side) for side in RECIPES[args.recipe[0]][1]]
+        crops = crops_of(args.recipe[0], args.batch_size, device)
         before = peak_of_this_process()
-        if args.peak_of == BASELINE:
-            step: Callable[[], object] = functools.partial(plain_step_on(args.recipe[0], device), crops)
-        else:
-            step = our_step(args.recipe[0], crops, device, compiled=False)
+        step = step_of(args.peak_of, args.recipe[0], crops, device)
         step()
         step()
         print(peak_of_this_process() - before)
@@ -195,9 +191,12 @@ def main() -> None:
     for recipe in args.recipe:
         _, _, on_cpu, on_gpu, _ = RECIPES[recipe]
         size = args.batch_size or (on_gpu if device.type == "cuda" else on_cpu)
-        steps = steps_of(recipe, size, device, args.compile)
+        crops = crops_of(recipe, size, device)
+        names = [BASELINE, OURS, *([COMPILED] if args.compile else [])]
+        steps = {name: step_of(name, recipe, crops, device) for name in names}
         results = by_turns(steps, BASELINE, args.rounds, seconds=1.0)
         print(table(f"{recipe}: step of {size} images", results, "images/s", size))
+        del steps  # so that each is measured alone
         peaks = {name: peak_memory(recipe, name, size, device) for name in (BASELINE, OURS)}
         listing = ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
         print(f"\npeak memory: {listing} (x {peaks[OURS] / peaks[BASELINE]:.2f})\n")

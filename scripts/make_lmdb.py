@@ -8,7 +8,6 @@ an interruption, it goes on where it was. The file is complete when it has its f
 `train.lmdb` and `val.lmdb` in one folder.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -110,7 +109,6 @@ def write(source: ImageSource, out: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser((__doc__ or "").partition("\n")[0])
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--data_path", required=True, help="the images: as for training")
     parser.add_argument("--dataset", default="folder", choices=DATASETS, help="what is there")
     parser.add_argument("--split", default="train", choices=["pretrain", "train", "test"], help="of a torchvision set")

@@ -15,9 +15,9 @@ import torch
 import torchvision
 
 from src import distributed
-from src.checkpoint import write_atomically
 from src.data.datasets import DATASETS
 from src.errors import Diverged, UserError
+from src.files import write_atomically
 
 # Flags of the published code and its launchers that have no effect any more: name -> what replaces them.
 RETIRED = {
@@ -250,7 +250,7 @@ def add_device_arguments(parser: Parser) -> None:
     group.add_argument(
         "--checkpoint_activations",
         action="store_true",
-        help="recompute activations in the backward pass: a third more time, a fraction of the memory",
+        help="recompute activations in the backward pass: one more forward pass, a fraction of the memory",
     )
     group.add_argument(
         "--shard",

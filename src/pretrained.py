@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from src.backbones import create_backbone, initialize
-from src.checkpoint import FORMAT, describe_mismatch, read_file
+from src.checkpoint import FORMAT
 from src.errors import UserError
+from src.files import describe_mismatch, read_file
 from src.layouts import backbone_in, resnet_in, weights_in
 
 

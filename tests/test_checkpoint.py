@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from src import distributed
-from src.checkpoint import CheckpointStore, RunState, describe_mismatch, read_file, read_run, write_atomically
+from src.checkpoint import CheckpointStore, RunState, read_run
 from src.clock import Clock
 from src.errors import UserError
+from src.files import describe_mismatch, read_file, write_atomically
 from src.optim.larc import LARC
 from tests.helpers import on_ranks
 

@@ -11,8 +11,8 @@ import torch
 import torchvision
 
 from src.backbones import create_backbone
-from src.checkpoint import read_file
 from src.errors import UserError
+from src.files import read_file
 from src.layouts import backbone_in, resnet_in, weights_in
 from src.pretrained import BackboneSpec, load_backbone
 from tests.helpers import ROOT

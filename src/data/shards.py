@@ -7,6 +7,7 @@ resume exact; the price is disk space for the copies. Each shard's list of membe
 the first start has to scan.
 """
 
+import contextlib
 import glob
 import io
 import os
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from src.data.folder import is_image
 from src.data.labels import UNLABELLED
 from src.errors import UserError
+from src.files import write_atomically
 
 CACHE_VARIABLE = "SSL_SHARD_CACHE"
 
@@ -107,14 +109,15 @@ def _local_copy(shard: str, cache: Path) -> str:
     if copy.exists():
         return str(copy)
     print(f"fetching {shard} into {cache}", file=sys.stderr)
-    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _webdataset()[1](shard) as source, open(temporary, "wb") as target:
+    gopen = _webdataset()[1]
+
+    def fetch(target: BinaryIO) -> None:
+        with gopen(shard) as source:
             shutil.copyfileobj(source, target, 1 << 20)
-        os.replace(temporary, copy)
-    except (OSError, ValueError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+
+    try:
+        write_atomically(copy, fetch)
+    except (UserError, ValueError) as error:
         raise UserError(f"cannot fetch {shard}: {str(error).splitlines()[0]}") from None
     return str(copy)
 
@@ -132,13 +135,8 @@ def read_index(path: str) -> ShardIndex:
         index = _scan(path)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path} is not a readable tar file: {str(error).splitlines()[0]}") from None
-    temporary = listing.with_name(f".{listing.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **index._asdict())
-        os.replace(temporary, listing)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a read-only place: the next start scans again
+    with contextlib.suppress(UserError):  # a read-only place: the next start scans again
+        write_atomically(listing, lambda file: np.savez(file, **index._asdict()))
     return index
 
 
