@@ -14,7 +14,7 @@ from src.data.loading import loader_of
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.knn import knn_predict, top_k_accuracy
-from src.evaluation.subject import open_subject
+from src.evaluation.subject import open_subject, open_weights
 from src.files import write_atomically
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.temperature <= 0:
         raise UserError("--temperature must be positive")
     world = distributed.start(args.device, args.dist_url)
-    subject = open_subject(args, world.device)
+    subject = open_subject(args, open_weights(args), world.device)
     backbone, description = subject.backbone, subject.description
     if args.raw_pixels:
         backbone, description = nn.Flatten(), "raw pixels"

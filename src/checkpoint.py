@@ -16,7 +16,7 @@ A file is a dict of ``format``, ``epoch`` (finished epochs), ``step``, ``steps_p
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,16 @@ class CheckpointStore:
         settings: plain values that describe the run, saved along; read back by evaluations.
         frequency: every how many epochs a checkpoint is kept for good.
         keep_last: how many of the newest files are kept besides.
+        identity: names of settings that a run must share with the checkpoint it continues from.
     """
 
     def __init__(
-        self, folder: str | Path, settings: Mapping[str, Any], frequency: int = 25, keep_last: int = 2
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        frequency: int = 25,
+        keep_last: int = 2,
+        identity: Sequence[str] = (),
     ) -> None:
         if frequency < 1 or keep_last < 1:
             raise UserError("--checkpoint_freq and --keep_last must be at least 1")
@@ -78,6 +84,7 @@ class CheckpointStore:
         self.history = self.folder / "checkpoints"
         self.settings = dict(settings)
         self.frequency, self.keep_last = frequency, keep_last
+        self.identity = tuple(identity)
 
     # --- saving
 
@@ -178,6 +185,11 @@ class CheckpointStore:
         if not Path(chosen).exists():
             raise UserError(f"rank {distributed.rank()} does not see {chosen}: --dump_path must be on a shared disk")
         content = read_run(chosen)
+        others = [n for n in self.identity if content["settings"].get(n) != self.settings[n]]
+        if others:
+            raise UserError(
+                f"{chosen} belongs to another evaluation (different {', '.join(others)}): choose another --dump_path"
+            )
         _restore(state, content, chosen, warn)
         changes = self._changed_settings(content["settings"])
         if changes and distributed.is_main():

@@ -21,6 +21,14 @@ from src.files import write_atomically
 
 # Flags of the published code and its launchers that have no effect any more: name -> what replaces them.
 RETIRED = {
+    "multiprocessing_distributed": "torchrun starts the processes",
+    "dist_backend": "NCCL on GPUs, gloo on CPUs",
+    "gpu": "each process takes its own GPU",
+    "start_epoch": "a resume knows its epoch",
+    "mode": "it never had one",
+    "num_labels": "the classes are counted",
+    "label": "the data folder decides, or --labels_perc",
+    "patch_size": "the name of a transformer tells it",
     "use_env": "torchrun and Slurm say who each process is",
     "local_rank": "the launcher's LOCAL_RANK is used",
     "world_size": "the launcher says how many processes there are",
@@ -28,6 +36,8 @@ RETIRED = {
     "use_pil_blur": "the blur is Pillow's",
     "improve_numerical_stability": "Sinkhorn is safe at any epsilon",
 }
+# Those that never took a value: a word after them is something else.
+RETIRED_SWITCHES = {"multiprocessing_distributed", "use_env"}
 
 
 def boolean(text: str) -> bool:
@@ -65,25 +75,51 @@ def _whole(text: str) -> int:
     return int(value)
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose flags may be spelt with ``-`` or ``_``, and whose errors are one line and exit code 2."""
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
-    def __init__(self, description: str) -> None:
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose flags may be spelt with ``-`` or ``_``, and whose errors are one line and exit code 2.
+
+    Args:
+        description: of the script.
+        positionals: flags that may also be given as plain words, anywhere on the line and in this order.
+        epilog: shown below the flags.
+    """
+
+    def __init__(self, description: str, positionals: Sequence[str] = (), epilog: str = "") -> None:
         super().__init__(
+            usage=f"%(prog)s {' '.join(f'[{name.upper()}]' for name in positionals)} [--flag value ...]",
             description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            epilog=epilog,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
+        self._words = tuple(positionals)
         retired = self.add_argument_group("accepted and without effect (published command lines)")
         for name, replacement in RETIRED.items():
-            retired.add_argument(f"--{name}", nargs="?", const="", default=argparse.SUPPRESS, help=replacement)
+            how: Any = {"action": "store_true"} if name in RETIRED_SWITCHES else {"nargs": "?", "const": ""}
+            retired.add_argument(f"--{name}", **how, default=argparse.SUPPRESS, help=replacement)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args([_underscored(argument) for argument in arguments], namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False  # a plain word may give it
         parsed, unknown = self.parse_known_args(args, namespace)
+        for action in required:
+            action.required = True
+        for name in self._words:
+            if unknown and not unknown[0].startswith("-") and not getattr(parsed, name):
+                setattr(parsed, name, unknown.pop(0))
+        missing = [action.option_strings[0] for action in required if getattr(parsed, action.dest) is None]
+        if missing and not unknown:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
         if unknown:
             flags = [option for action in self._actions for option in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
@@ -151,7 +187,20 @@ def _own_message(error: UserError) -> str:
 
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
-SWAV_STD = [0.228, 0.224, 0.225]  # the red channel's 0.228 is what SwAV was published with; ImageNet's is 0.229
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SWAV_STD = [0.228, 0.224, 0.225]  # the red channel with which SwAV was published
+
+
+def _dataset(name: str) -> str:
+    return "folder" if name in ("imagenet", "in100") else name  # words of TWIST's and INTL's programs
+
+
+class _UseLMDB(argparse.Action):
+    """A switch in TWIST's training, 0 or 1 in its evaluations."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values is None or boolean(values):
+            namespace.dataset = "lmdb"
 
 
 def add_data_arguments(parser: Parser, what: str, mean: list[float] | None, std: list[float] | None) -> None:
@@ -161,13 +210,19 @@ def add_data_arguments(parser: Parser, what: str, mean: list[float] | None, std:
     group.add_argument(
         "--dataset",
         default="folder",
+        type=_dataset,
         choices=DATASETS,
         help="a folder of images (class sub-folders are optional where no label is needed), a file made by "
         "scripts/make_lmdb.py, WebDataset shards (a folder of .tar files, a pattern, or URLs), or a torchvision set "
         "whose root --data_path is",
     )
+    group.add_argument(
+        "--use_lmdb", nargs="?", action=_UseLMDB, default=argparse.SUPPRESS, help="TWIST's word for --dataset lmdb"
+    )
     group.add_argument("--download", action="store_true", help="fetch a torchvision set that is not there yet")
-    group.add_argument("--workers", type=non_negative, default=10, help="loader processes for each rank")
+    group.add_argument(
+        "--workers", "--num_workers", "-j", type=non_negative, default=10, help="loader processes for each rank"
+    )
     group.add_argument("--mean", type=float, nargs=3, default=mean, help="channel means that normalise images")
     group.add_argument("--std", type=float, nargs=3, default=std, help="channel standard deviations")
 
@@ -190,6 +245,8 @@ def add_backbone_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("backbone")
     group.add_argument(
         "--arch",
+        "--backbone",
+        "-a",
         default="resnet50",
         help="resnet18/34/50/101/152, resnet50w2/w4/w5, or any model name of timm",
     )
@@ -297,17 +354,18 @@ def add_evaluation_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("what is judged")
     group.add_argument(
         "--pretrained",
+        "--pretrained_weights",
         default="",
         help="the checkpoint. Ours and ResNets tell their backbone, for others --arch says it. Empty: random weights",
     )
     group.add_argument(
         "--key",
         default="auto",
-        help="entry of the file that holds the weights, such as teacher_backbone; auto finds it",
+        help="entry of the file that holds the weights, such as teacher_backbone; auto (or none) finds it",
     )
     parser.set_defaults(arch=None)
     group.add_argument("--seed", type=non_negative, default=31, help="of random weights and of every draw")
-    group.add_argument("--dump_path", default=".", help="folder of the results")
+    group.add_argument("--dump_path", "--output_dir", "--checkpoint_dir", default=".", help="folder of the results")
     group.add_argument(
         "--crop_size", type=positive, default=None, help="evaluated crop; default: that of the run, else 224"
     )

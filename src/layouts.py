@@ -1,7 +1,7 @@
 """The key layouts of published self-supervised weights: which entries are the backbone's, told by the keys alone."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,6 +14,7 @@ class Layout(NamedTuple):
 
     Attributes:
         name: for messages.
+        family: the method that such files come from; "" where they do not tell.
         marker: a prefix that tells the layout; the first one in LAYOUTS that some key starts with decides.
         backbone: the prefix of the backbone's entries.
         head: what lies below that prefix and is not the backbone's.
@@ -21,6 +22,7 @@ class Layout(NamedTuple):
     """
 
     name: str
+    family: str
     marker: str
     backbone: str
     head: tuple[str, ...] = ()
@@ -30,22 +32,37 @@ class Layout(NamedTuple):
 LAYOUTS = (
     Layout(
         "DisCo",
+        "disco",
         "teacher_encoder_q.",
         "encoder_q.",
         ("fc.", "classifier."),
         ("encoder_k.", "teacher_encoder_q.", "teacher_encoder_k.", "queue"),
     ),
-    Layout("MoCo-v2", "encoder_q.", "encoder_q.", ("fc.", "classifier."), ("encoder_k.", "queue")),
+    Layout("MoCo-v2", "moco-v2", "encoder_q.", "encoder_q.", ("fc.", "classifier."), ("encoder_k.", "queue")),
     Layout(
-        "W2SSL", "base_encoder.fc_crop.", "base_encoder.", ("fc_crop.", "fc_loc."), ("momentum_encoder.", "predictor.")
+        "W2SSL",
+        "w2ssl",
+        "base_encoder.fc_crop.",
+        "base_encoder.",
+        ("fc_crop.", "fc_loc."),
+        ("momentum_encoder.", "predictor."),
     ),
-    Layout("MoCo-v3", "base_encoder.", "base_encoder.", ("fc.", "head."), ("momentum_encoder.", "predictor.")),
-    Layout("TWIST", "projection_heads.", "backbone.", (), ("projection_heads.",)),
-    Layout("INTL", "projection.", "backbone.", ("fc.",), ("projection.", "momentum_backbone.", "momentum_projection.")),
-    Layout("SwAV, DeepCluster-v2 or SeLa-v2", "projection_head.", "", ("projection_head.", "prototypes.")),
-    Layout("CW-RGP", "model.", "model.", ("fc.",), ("head.",)),
-    Layout("backbone with a prefix", "backbone.", "backbone.", ("fc.",)),
-    Layout("torchvision or timm", "", "", ("fc.", "head.", "classifier.")),
+    Layout(
+        "MoCo-v3", "moco-v3", "base_encoder.", "base_encoder.", ("fc.", "head."), ("momentum_encoder.", "predictor.")
+    ),
+    Layout("TWIST", "twist", "projection_heads.", "backbone.", (), ("projection_heads.",)),
+    Layout(
+        "INTL",
+        "intl",
+        "projection.",
+        "backbone.",
+        ("fc.",),
+        ("projection.", "momentum_backbone.", "momentum_projection."),
+    ),
+    Layout("SwAV, DeepCluster-v2 or SeLa-v2", "swav", "projection_head.", "", ("projection_head.", "prototypes.")),
+    Layout("CW-RGP", "cw-rgp", "model.", "model.", ("fc.",), ("head.",)),
+    Layout("backbone with a prefix", "", "backbone.", "backbone.", ("fc.",)),
+    Layout("torchvision or timm", "", "", "", ("fc.", "head.", "classifier.")),
 )
 
 # Entries of a checkpoint that may hold the weights, in this order
@@ -58,10 +75,11 @@ def weights_in(content: Any, path: object, key: str = "auto") -> dict[str, Tenso
     Args:
         content: what was loaded.
         path: for messages.
-        key: the entry that holds them; ``auto`` is the first of CONTAINERS that the file has, else the file itself.
+        key: the entry that holds them; ``auto`` (``none`` in TWIST's program) is the first of CONTAINERS that the file
+            has, else the file itself.
     """
     state = content
-    if key != "auto":
+    if key not in ("auto", "none"):
         if not isinstance(content, dict) or key not in content:
             raise UserError(f"{path} has no entry {key!r}")
         state = content[key]
@@ -72,12 +90,27 @@ def weights_in(content: Any, path: object, key: str = "auto") -> dict[str, Tenso
     return {re.sub(r"(^|\.)module\.", r"\1", name): tensor for name, tensor in state.items()}
 
 
+def layout_of(names: Iterable[str]) -> Layout:
+    """The first of LAYOUTS whose marker some name starts with; the last one fits everything."""
+    names = list(names)
+    return next(layout for layout in LAYOUTS if any(name.startswith(layout.marker) for name in names))
+
+
+def family_of(content: Any, path: object, key: str = "auto") -> str:
+    """The method that a file comes from, told by any of its entries; "" where they do not tell."""
+    entries = [key]
+    if key in ("auto", "none") and isinstance(content, dict):
+        entries += [name for name in CONTAINERS if isinstance(content.get(name), dict)]
+    families = (layout_of(weights_in(content, path, entry)).family for entry in entries)
+    return next(filter(None, families), "")
+
+
 def backbone_in(state: Mapping[str, Tensor], path: object) -> tuple[dict[str, Tensor], Layout]:
     """The backbone's entries under the backbone's own names, and the layout they were in.
 
     Every other entry must be one that the layout is known to have; raises UserError for one that is not.
     """
-    layout = next(layout for layout in LAYOUTS if any(name.startswith(layout.marker) for name in state))
+    layout = layout_of(state)
     backbone: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in state.items():

@@ -12,7 +12,7 @@ from src.backbones import create_backbone, initialize
 from src.checkpoint import FORMAT
 from src.errors import UserError
 from src.files import describe_mismatch, read_file
-from src.layouts import backbone_in, resnet_in, weights_in
+from src.layouts import backbone_in, family_of, resnet_in, weights_in
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,17 @@ class Pretrained:
     Attributes:
         backbone: on the CPU, in eval mode.
         spec: how it was built.
-        settings: the flags of the run that trained it; empty for files that do not say.
+        settings: the flags of the run that trained it, and ``batch``, its images of a step; empty for files that do
+            not say.
         description: one line that says what was loaded.
+        family: the method that trained it, as in src/layouts.py; "" if the file does not tell.
     """
 
     backbone: nn.Module
     spec: BackboneSpec
     settings: Mapping[str, Any]
     description: str
+    family: str = ""
 
 
 def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str = "auto") -> Pretrained:
@@ -58,7 +61,8 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
     content = read_file(path)
     settings: Mapping[str, Any] = {}
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        settings = content["settings"]
+        settings = {**content["settings"], "batch": content["batch_size"]}
+        family = settings["method"]
         spec = BackboneSpec(settings["arch"], settings.get("width", 1.0), settings.get("stem", "imagenet"))
         prefix = "backbone."
         state = {n[len(prefix) :]: t for n, t in content["state_dict"].items() if n.startswith(prefix)}
@@ -66,6 +70,7 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
     else:
         named = weights_in(content, path, key)
         state, layout = backbone_in(named, path)
+        family = family_of(content, path, key)
         origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
         if spec is None:
             found = resnet_in(state)
@@ -78,7 +83,8 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
         raise UserError(f"{problem} ({spec.arch}); is --arch right?")
     backbone.load_state_dict(state)
     backbone.eval()
-    return Pretrained(backbone, spec, settings, f"{spec.arch} from {path}: {len(state)} entries ({origin})")
+    description = f"{spec.arch} from {path}: {len(state)} entries ({origin})"
+    return Pretrained(backbone, spec, settings, description, family)
 
 
 def random_backbone(spec: BackboneSpec, seed: int) -> nn.Module:

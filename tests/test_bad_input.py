@@ -67,7 +67,7 @@ SWAV = [
     (["--data_path", "{tmp}/file.txt"], "is a file"),
     (["--data_path", "{root}"], "takes the training folder"),
     (["--dataset", "cifar10", "--data_path", "{tmp}/empty"], "pass --download"),
-    (["--dataset", "imagenet"], "invalid choice"),
+    (["--dataset", "imagenet21k"], "invalid choice"),
     (["--size_dataset", "0"], "--size_dataset 0"),
     (["--size_dataset", "5000"], "expected 1 to 96"),
     (["--batch_size", "97"], "do not fill one batch"),

@@ -24,11 +24,22 @@ __all__ = [
 ]
 
 
+# Names of the published programs -> timm's
+ALIASES = {
+    "vit_t": "vit_tiny_patch16_224",
+    "vit_s": "vit_small_patch16_224",
+    "vit_b": "vit_base_patch16_224",
+    "efficientb0": "efficientnet_b0",
+    "efficientb1": "efficientnet_b1",
+    "mobilenetv3": "mobilenetv3_large_100",
+}
+
+
 def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0) -> nn.Module:
     """Builds a backbone with fresh weights; call :func:`initialize` on the finished network.
 
     Args:
-        name: ``resnet18/34/50/101/152``, ``resnet50w2/w4/w5``, or any model name of timm.
+        name: ``resnet18/34/50/101/152``, ``resnet50w2/w4/w5``, any model name of timm, or one of ALIASES.
         width: further factor on the channels of our ResNets (0.25: a network a CPU can train).
         stem: ``imagenet`` (7x7 stride 2, max pool) or ``small`` (3x3, no pool); our ResNets only.
         drop_path: stochastic depth, for timm models that know it.
@@ -52,6 +63,7 @@ def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", dr
 def _timm_backbone(name: str, drop_path: float) -> nn.Module:
     import timm  # takes a second to import, and most runs do not need it
 
+    name = ALIASES.get(name, name)
     if not timm.is_model(name):
         known = [*RESNETS, *timm.list_models()]
         close = difflib.get_close_matches(name, known, n=3)

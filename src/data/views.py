@@ -72,7 +72,8 @@ def runs_of_equal_size(crops: Sequence[Tensor]) -> list[slice]:
 class View(Protocol):
     """One view of an image: ``draw`` decides, ``cut`` computes (3, size, size) uint8 before any change of colours."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def draw(self, generator: np.random.Generator, width: int, height: int) -> Draw | None: ...
 
@@ -207,6 +208,7 @@ class CentreView:
 
     size: int
     resize: int
+    bicubic: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= self.resize:
@@ -216,7 +218,8 @@ class CentreView:
         return None
 
     def cut(self, picture: Picture, draw: Draw | None) -> Tensor:
-        image = TF.resize(picture.image, [self.resize], interpolation=InterpolationMode.BILINEAR)
+        mode = InterpolationMode.BICUBIC if self.bicubic else InterpolationMode.BILINEAR
+        image = TF.resize(picture.image, [self.resize], interpolation=mode)
         return TF.pil_to_tensor(TF.center_crop(image, [self.size]))
 
     def reduction(self, draw: Draw | None) -> int:

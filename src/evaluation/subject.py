@@ -1,9 +1,8 @@
 """What an evaluation judges: a backbone, and labelled images to train on and to test on."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from src.data.datasets import ImageSource, open_train_and_test
 from src.data.loading import ToDevice
 from src.data.views import CentreView
 from src.errors import UserError
-from src.pretrained import BackboneSpec, load_backbone, random_backbone
+from src.pretrained import BackboneSpec, Pretrained, load_backbone, random_backbone
 
 
 @dataclass(frozen=True)
@@ -42,30 +41,38 @@ class Subject:
         return feature_width(self.backbone)
 
 
-def open_subject(args: argparse.Namespace, device: torch.device) -> Subject:
-    """Reads the flags of :func:`src.cli.add_evaluation_arguments`.
+def open_weights(args: argparse.Namespace) -> Pretrained:
+    """The backbone that ``--pretrained`` and ``--arch`` name, or one with random weights."""
+    spec = BackboneSpec(args.arch, args.width, args.stem) if args.arch else None
+    if args.pretrained:
+        return load_backbone(args.pretrained, spec, args.key)
+    spec = spec or BackboneSpec("resnet50", args.width, args.stem)
+    description = f"{spec.arch} with random weights (no --pretrained)"
+    return Pretrained(random_backbone(spec, args.seed), spec, {}, description)
+
+
+def open_subject(
+    args: argparse.Namespace,
+    weights: Pretrained,
+    device: torch.device,
+    std: Sequence[float] = cli.SWAV_STD,
+    bicubic: bool = False,
+) -> Subject:
+    """Reads the rest of the flags of :func:`src.cli.add_evaluation_arguments`.
 
     Crop size, mean and standard deviation come from the flags where given, else from the run that made the
-    checkpoint, else they are ImageNet's.
+    checkpoint, else they are ImageNet's, with ``std``.
     """
-    spec = BackboneSpec(args.arch, args.width, args.stem) if args.arch else None
-    settings: Mapping[str, Any] = {}
-    if args.pretrained:
-        loaded = load_backbone(args.pretrained, spec, args.key)
-        backbone, settings, description = loaded.backbone, loaded.settings, loaded.description
-    else:
-        spec = spec or BackboneSpec("resnet50", args.width, args.stem)
-        backbone = random_backbone(spec, args.seed)
-        description = f"{spec.arch} with random weights (no --pretrained)"
+    settings = weights.settings
     size = args.crop_size or settings.get("eval_size", 224)
     resize = args.resize or (settings.get("eval_resize") if not args.crop_size else None) or round(size * 256 / 224)
     mean = args.mean or settings.get("mean", cli.IMAGENET_MEAN)
-    std = args.std or settings.get("std", cli.SWAV_STD)
+    std = args.std or settings.get("std", std)
     train, test = open_train_and_test(args.dataset, args.data_path, args.download)
     if list(train.classes) != list(test.classes):
         raise UserError(
             f"training and test images have different classes ({len(train.classes)} and {len(test.classes)})"
         )
-    backbone = backbone.to(device).to(memory_format=torch.channels_last)
+    backbone = weights.backbone.to(device).to(memory_format=torch.channels_last)
     prepare = ToDevice(device, mean, std)
-    return Subject(backbone, train, test, CentreView(size, resize), prepare, description)
+    return Subject(backbone, train, test, CentreView(size, resize, bicubic), prepare, weights.description)

@@ -1,4 +1,4 @@
-"""eval_knn.py and eval_linear.py on a checkpoint of ours, from the command line."""
+"""eval_knn.py, eval_linear.py and eval_semisup.py from the command line."""
 
 import json
 
@@ -10,6 +10,7 @@ from src.checkpoint import CheckpointStore, RunState, read_run
 from src.clock import Clock
 from src.errors import UserError
 from src.methods.swav import SwAV
+from src.monitor import read_log
 from src.optim.larc import LARC
 from src.pretrained import BackboneSpec, load_backbone
 from tests.helpers import run, torchrun
@@ -103,3 +104,89 @@ def test_random_weights_are_judged_when_no_checkpoint_is_given(patches, tmp_path
                  "cached", "--epochs", 1, *model)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "random weights" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def backbone_only(tmp_path_factory):
+    """``resnet50.pth`` as INTL's README calls it: torchvision's names and nothing else."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
+    torch.save(create_backbone("resnet18", width=0.125).state_dict(), path)
+    return path
+
+
+def test_the_positional_style_of_barlow_twist_and_intl(backbone_only, patches, tmp_path):
+    result = run("eval_linear.py", patches, backbone_only, "--lr-classifier", 0.3, "--checkpoint-dir", tmp_path,
+                 "--batch-size", 32, "--epochs", 1, "--crop_size", 32, "--workers", 0)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "protocol   barlow" in result.stdout
+    assert "told by the flags" in result.stdout
+    assert "paper: no number to compare with (4 classes" in result.stdout
+    written = json.loads((tmp_path / "linear.json").read_text())
+    assert (written["protocol"], written["batch_size"], written["training_images"]) == ("barlow", 32, 96)
+
+
+def test_eval_semisup_resumes_exactly_and_refuses_another_task(checkpoint, patches, tmp_path):
+    base = ["eval_semisup.py", "--data_path", patches, "--pretrained", checkpoint, "--labels_perc", 50, "--workers", 0,
+            "--batch_size", 8, "--epochs", 3, "--lr", 0.02, "--lr_last_layer", 0.2]  # fmt: skip
+    whole = run(*base, "--dump_path", tmp_path / "a")
+    assert whole.returncode == 0, whole.stderr
+    assert "no --subset_file: 50 % of the labels are drawn" in whole.stderr
+    assert "everything is trained" in whole.stdout
+    written = json.loads((tmp_path / "a" / "semisup.json").read_text())
+    assert (written["weights"], written["training_images"], written["labels_percent"]) == ("finetune", 48, 50)
+    assert run(*base, "--dump_path", tmp_path / "b", "--max_steps", 8).returncode == 0
+    rest = run(*base, "--dump_path", tmp_path / "b")
+    assert "epoch 1, step 2 of it" in rest.stdout, rest.stderr
+    first, second = (read_run(tmp_path / name / "semisup" / "checkpoint.pth.tar")["state_dict"] for name in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first if name != "best_top1")
+    start = read_run(checkpoint)["state_dict"]
+    assert not torch.equal(first["backbone.conv1.weight"], start["backbone.conv1.weight"])
+
+    again = run(*base, "--dump_path", tmp_path / "a", "--evaluate")  # as it was, without training
+    assert json.loads((tmp_path / "a" / "semisup.json").read_text())["lr"] == written["lr"], again.stderr
+    other = run(*base, "--dump_path", tmp_path / "a", "--labels_perc", 25)
+    assert other.returncode == 2
+    assert "belongs to another evaluation (different labels_perc, subset_sha256)" in other.stderr
+    none = run(*base, "--dump_path", tmp_path / "c", "--evaluate")
+    assert (none.returncode, "there is no checkpoint" in none.stderr) == (2, True)
+
+
+def test_other_weights_under_the_same_name_are_another_evaluation(patches, tmp_path):
+    path = tmp_path / "resnet50.pth"
+    base = ["eval_linear.py", patches, path, "--dump_path", tmp_path, "--features", "cached", "--epochs", 1,
+            "--crop_size", 32, "--workers", 0]  # fmt: skip
+    for seed, code in ((0, 0), (0, 0), (1, 2)):
+        torch.manual_seed(seed)
+        torch.save(create_backbone("resnet18", width=0.125).state_dict(), path)
+        result = run(*base)
+        assert result.returncode == code, result.stderr
+    assert "different backbone_sha256" in result.stderr
+
+
+def test_a_list_of_files_chooses_the_images(checkpoint, patches, tmp_path):
+    folders = (patches / "train" / name for name in ("leaf", "dogs"))
+    names = [f"{folder.name}/{path.name}" for folder in folders for path in sorted(folder.iterdir())[:5]]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    base = ["eval_semisup.py", "--data_path", patches, "--pretrained", checkpoint, "--subset_file",
+            tmp_path / "list.txt", "--workers", 0, "--batch_size", 8, "--epochs", 1]  # fmt: skip
+    result = run(*base, "--dump_path", tmp_path / "a", "--parity_drop_first")
+    assert result.returncode == 0, result.stderr
+    assert "; 9 training and 32 test images" in result.stdout
+
+
+@pytest.mark.slow
+def test_eval_semisup_on_two_ranks_equals_one_process(checkpoint, patches, tmp_path):
+    """Synchronised batch norm and averaged gradients: two halves of a batch are the batch."""
+    base = ["eval_semisup.py", "--data_path", patches, "--pretrained", checkpoint, "--labels_perc", 100, "--workers", 0,
+            "--epochs", 1, "--lr", 0.001, "--lr_last_layer", 0.02, "--max_steps", 3]  # fmt: skip
+    losses = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        result = run(
+            *base, "--batch_size", 16 // ranks, "--log_every", 1, "--dump_path", folder,
+            launcher=torchrun(ranks) if ranks > 1 else None,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        losses.append([record["loss"] for record in read_log(folder / "semisup" / "log.jsonl", "train")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -11,8 +11,8 @@ from src.backbones import create_backbone
 from src.clock import Clock
 from src.data.loading import Batch, SequentialBatches, make_loader
 from src.errors import UserError
+from src.evaluation.classifiers import Classifier, LinearProbe, evaluate_classifiers
 from src.evaluation.features import FeatureDataset
-from src.evaluation.linear import Classifier, LinearProbe, evaluate_probe
 from tests.helpers import on_ranks
 
 CLOCK = Clock(10, 1, logging=True)
@@ -92,7 +92,7 @@ def _evaluate(features, labels, batch_size):
         nn.init.normal_(classifier.linear.weight, std=1.0 + i)
     dataset = FeatureDataset(torch.tensor(features), torch.tensor(labels))
     shares = SequentialBatches(len(dataset), batch_size, rank=distributed.rank(), world_size=distributed.world_size())
-    values = evaluate_probe(probe, make_loader(dataset, shares, workers=0), lambda batch: batch)
+    values = evaluate_classifiers(probe, make_loader(dataset, shares, workers=0), lambda batch: batch)
     logits = probe.logits(torch.tensor(features)).detach().numpy()
     return values, logits, probe.best_top1.numpy()
 

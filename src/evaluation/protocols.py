@@ -1,0 +1,200 @@
+"""The protocols by which the papers train a classifier on a backbone: what differs between them, as a table.
+
+A protocol gives the defaults of the flags and the rules behind them; every value can be overridden by its flag.
+"""
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+from src import cli
+from src.errors import UserError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one paper trains a classifier, frozen or with the backbone.
+
+    Attributes:
+        source: the program that it comes from.
+        lr, lr_backbone: learning rates of the classifier and, when it is trained, of the backbone.
+        lr_per_256: they hold for 256 images a step, and are multiplied by batch / 256.
+        batch_size: images of a step.
+        batch_in_all: over all processes; otherwise for each.
+        wd: weight decay.
+        scheduler_type: ``cosine`` to zero, or ``step``; a rate is constant within an epoch.
+        decay_epochs, gamma: of ``step``: the rate is multiplied by gamma from each of these epochs on.
+        std: standard deviations that the published weights were normalised with.
+        bicubic: crops are resized bicubically, not bilinearly.
+        weights: ``freeze`` or ``finetune``.
+        sync_bn: batch norm of a trained backbone takes its statistics over all processes.
+        normal_init: the classifier's weights start from N(0, 0.01); otherwise as torch's linear layers do.
+        n_last_blocks: of a transformer, whose class tokens are concatenated.
+        labels_perc: share of the labels.
+        by_percent: other values for some shares of the labels.
+    """
+
+    source: str
+    lr: float
+    epochs: int = 100
+    lr_backbone: float = 0.0
+    lr_per_256: bool = False
+    batch_size: int = 256
+    batch_in_all: bool = True
+    wd: float = 0.0
+    scheduler_type: str = "cosine"
+    decay_epochs: tuple[int, ...] = (60, 80)
+    gamma: float = 0.1
+    std: tuple[float, ...] = cli.IMAGENET_STD
+    bicubic: bool = False
+    weights: str = "freeze"
+    sync_bn: bool = False
+    normal_init: bool = True
+    n_last_blocks: int = 1
+    labels_perc: float = 100
+    by_percent: dict[float, dict[str, Any]] = field(default_factory=dict)
+
+
+LINEAR = {
+    "swav": Protocol(
+        "SwAV's eval_linear.py", lr=0.3, wd=1e-6, batch_size=32, batch_in_all=False, std=tuple(cli.SWAV_STD)
+    ),
+    "barlow": Protocol("TWIST's (Barlow Twins') evaluate.py", lr=0.3, wd=1e-6),
+    "intl": Protocol("INTL's evaluate.py", lr=0.2, lr_per_256=True, scheduler_type="step"),
+    "moco": Protocol(
+        "MoCo's and DisCo's main_lincls.py",
+        lr=30.0,
+        scheduler_type="step",
+        decay_epochs=(5, 10, 15, 20, 25, 30, 35, 40, 45, 60, 80),
+        gamma=0.5,
+    ),
+    "w2ssl": Protocol("W2SSL's main_lincls.py", lr=0.1, lr_per_256=True),
+    "vit": Protocol(
+        "TWIST's evaluate_vitlinear.py",
+        lr=0.001,
+        lr_per_256=True,
+        batch_size=128,
+        batch_in_all=False,
+        bicubic=True,
+        n_last_blocks=4,
+    ),
+}
+
+SEMISUP = {
+    "swav": Protocol(
+        "SwAV's eval_semisup.py",
+        lr=0.2,
+        lr_backbone=0.01,
+        epochs=20,
+        batch_size=32,
+        batch_in_all=False,
+        scheduler_type="step",
+        decay_epochs=(12, 16),
+        gamma=0.2,
+        std=tuple(cli.SWAV_STD),
+        weights="finetune",
+        sync_bn=True,
+        normal_init=False,
+        labels_perc=10,
+        by_percent={1: {"lr": 5.0, "lr_backbone": 0.02}},
+    ),
+    "barlow": Protocol(
+        "TWIST's (Barlow Twins') evaluate.py --weights finetune",
+        lr=0.2,
+        lr_backbone=0.02,
+        epochs=20,
+        weights="finetune",
+        by_percent={1: {"lr_backbone": 0.04}, 100: {"lr_backbone": 0.01, "epochs": 30}},
+    ),
+    # 20 epochs never reach the steps: the published runs have constant rates
+    "intl": Protocol(
+        "INTL's evaluate.py --weights finetune",
+        lr=0.2,
+        lr_backbone=0.004,
+        lr_per_256=True,
+        epochs=20,
+        scheduler_type="step",
+        weights="finetune",
+    ),
+    # frozen in spite of its name; the data folder is the share of the labels
+    "moco": Protocol("DisCo's main_lincls_semi.py", lr=30.0, scheduler_type="step", gamma=0.5),
+}
+
+# The families of src/layouts.py and the methods of our runs -> how their papers judge them
+OF_FAMILY = {
+    "swav": "swav",
+    "deepcluster-v2": "swav",
+    "sela-v2": "swav",
+    "twist": "barlow",
+    "intl": "intl",
+    "cw-rgp": "intl",
+    "moco-v2": "moco",
+    "disco": "moco",
+    "moco-v3": "w2ssl",
+    "w2ssl": "w2ssl",
+}
+
+
+def choose(
+    table: dict[str, Protocol], asked: str, family: str, is_transformer: bool, flags: set[str]
+) -> tuple[str, str]:
+    """The name of a protocol, and why it is that one.
+
+    Args:
+        table: LINEAR or SEMISUP.
+        asked: ``--protocol``; ``auto`` is the one of the weights' paper, else the one whose flags were used.
+        family: of the weights, "" if they do not tell.
+        is_transformer: the backbone is one.
+        flags: names of the flags on the command line.
+    """
+    if asked != "auto":
+        return asked, "asked for"
+    if is_transformer and "vit" in table and (family in ("", "twist") or "pretrained_weights" in flags):
+        return "vit", "a vision transformer"
+    if OF_FAMILY.get(family) in table:
+        return OF_FAMILY[family], "that of the weights' paper"
+    for name, tell_tale in (
+        ("barlow", {"lr_classifier", "train_percent", "train_perc", "weights", "checkpoint_dir"}),
+        ("moco", {"learning_rate", "multiprocessing_distributed"}),
+    ):
+        if flags & tell_tale:
+            return name, "told by the flags"
+    return "swav", "the weights do not tell"
+
+
+def resolve(args: argparse.Namespace, protocol: Protocol, world_size: int) -> None:
+    """Fills in the flags that were left to the protocol.
+
+    Afterwards ``args.batch_size`` is that of a process; learning rates are to be multiplied by ``args.lr_factor``.
+    """
+    if args.labels_perc is None:
+        args.labels_perc = protocol.labels_perc
+    defaults = {**vars(protocol), **protocol.by_percent.get(args.labels_perc, {})}
+    if args.lr is None:
+        args.lr = [defaults["lr"]]
+    for name in ("epochs", "lr_backbone", "batch_size", "wd", "scheduler_type", "gamma", "bicubic", "weights",
+                 "n_last_blocks"):  # fmt: skip
+        if getattr(args, name) is None:
+            setattr(args, name, defaults[name])
+    if args.decay_epochs is None:
+        args.decay_epochs = list(defaults["decay_epochs"])
+    if protocol.batch_in_all:
+        if args.batch_size % world_size:
+            raise UserError(f"--batch_size {args.batch_size} cannot be shared out over {world_size} processes")
+        args.batch_size //= world_size
+    args.lr_factor = args.batch_size * world_size / 256 if protocol.lr_per_256 else 1.0
+
+
+def describe(table: dict[str, Protocol]) -> str:
+    """The table for ``--help``."""
+    lines = ["protocols (defaults of the flags):"]
+    for name, p in table.items():
+        batch = f"{p.batch_size} images {'in all' if p.batch_in_all else 'for each process'}"
+        rate = f"lr {p.lr:g}{' per 256 images' if p.lr_per_256 else ''}"
+        if p.weights == "finetune":
+            rate += f", backbone's {p.lr_backbone:g}"
+        schedule = p.scheduler_type
+        if schedule == "step":
+            schedule = f"x {p.gamma:g} at {' '.join(map(str, p.decay_epochs))}"
+        lines.append(f"  {name:<8}{p.source}: {p.weights}, {p.epochs} epochs, {batch}, {rate}, wd {p.wd:g}, {schedule}")
+    return "\n".join(lines)
