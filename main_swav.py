@@ -123,6 +123,8 @@ def build_parser() -> cli.Parser:
     cli.add_run_arguments(parser)
     cli.add_online_knn_arguments(parser)
     cli.add_device_arguments(parser)
+    cli.add_precision_arguments(parser)
+    cli.add_speed_arguments(parser)
     return parser
 
 

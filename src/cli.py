@@ -291,6 +291,10 @@ def add_device_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("device and processes")
     group.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu or cuda")
     group.add_argument("--dist_url", default="env://", help="where processes meet: env:// or tcp://HOST:PORT")
+
+
+def add_precision_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("precision")
     group.add_argument(
         "--precision",
         default=None,
@@ -303,6 +307,10 @@ def add_device_arguments(parser: Parser) -> None:
         default=True,
         help="word of the published code: false is --precision fp32, true is --precision auto",
     )
+
+
+def add_speed_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("speed and memory")
     group.add_argument("--compile", action="store_true", help="compile the backbone (torch.compile)")
     group.add_argument(
         "--checkpoint_activations",

@@ -133,6 +133,7 @@ def build_parser(
     group.add_argument("--save_every", type=cli.non_negative, default=0, help="also save every so many steps; 0 = off")
     group.add_argument("--max_steps", type=cli.positive, help="stop after so many steps in all")
     cli.add_device_arguments(parser)
+    cli.add_precision_arguments(parser)
     return parser
 
 

@@ -1,12 +1,14 @@
 """k-nearest-neighbour classification of frozen features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src import distributed
 from src.data.datasets import ImageSource
 from src.data.loading import ToDevice, loader_of
 from src.data.views import View
@@ -40,18 +42,61 @@ def knn_predict(
     Returns:
         for each k the summed votes (M, C).
     """
-    if max(ks) > len(train_features):
-        raise UserError(f"kNN with {max(ks)} neighbours needs as many training images; there are {len(train_features)}")
+    _require(max(ks), len(train_features))
     bank = F.normalize(train_features.float(), dim=1)
     votes: dict[int, list[Tensor]] = {k: [] for k in ks}
     for part in F.normalize(test_features.float(), dim=1).split(chunk):
         similarity, neighbours = (part @ bank.T).topk(max(ks), dim=1)
         weights = torch.exp((similarity - 1.0) / temperature)
         labels = train_labels[neighbours]
-        for k in ks:
+        for k in votes:
             scores = weights.new_zeros(len(part), num_classes)
             votes[k].append(scores.scatter_add_(1, labels[:, :k], weights[:, :k]))
     return {k: torch.cat(parts) for k, parts in votes.items()}
+
+
+@torch.no_grad()
+def nearest_majority(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    *,
+    ks: Sequence[int],
+    num_classes: int,
+    chunk: int = 1024,
+) -> dict[int, Tensor]:
+    """kNN of INTL's and CW-RGP's small-data evaluation: Euclidean distance of raw features, one vote a neighbour.
+
+    Of classes with equally many votes the one with the smallest number wins. Arguments and result as for
+    :func:`knn_predict`; the votes of a class are lowered by its number / (num_classes + 1), which decides ties so.
+    """
+    _require(max(ks), len(train_features))
+    bank = train_features.float()
+    tie_break = torch.arange(num_classes, device=bank.device) / (num_classes + 1)
+    votes: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for part in test_features.float().split(chunk):
+        # not by the product of the two matrices: its rounding swaps neighbours that are nearly as far
+        distance = torch.cdist(part, bank, compute_mode="donot_use_mm_for_euclid_dist")
+        labels = train_labels[distance.topk(max(ks), dim=1, largest=False).indices]
+        for k in votes:
+            counts = F.one_hot(labels[:, :k], num_classes).sum(dim=1)
+            votes[k].append(counts - tie_break)
+    return {k: torch.cat(parts) for k, parts in votes.items()}
+
+
+def _require(k: int, images: int) -> None:
+    if k > images:
+        raise UserError(f"kNN with {k} neighbours needs as many training images; there are {images}")
+
+
+def over_ranks(predict: Callable[[Tensor], dict[int, Tensor]], test_features: Tensor) -> dict[int, Tensor]:
+    """``predict(test_features)``, each rank a part of the test samples; the same on every rank, in their order."""
+    world, rank = distributed.world_size(), distributed.rank()
+    if world == 1:
+        return predict(test_features)
+    mine = torch.arange(rank, len(test_features), world, device=test_features.device)
+    order = distributed.all_gather_rows(mine).argsort()
+    return {k: distributed.all_gather_rows(scores)[order] for k, scores in predict(test_features[mine]).items()}
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
@@ -97,7 +142,6 @@ class KNNEvaluation:
             for source in (self.train, self.test)
         ]
         (train_features, train_labels), (test_features, test_labels) = banks
-        scores = knn_predict(
-            train_features, train_labels, test_features, ks=[self.k], num_classes=len(self.train.classes)
-        )[self.k]
+        predict = partial(knn_predict, train_features, train_labels, ks=[self.k], num_classes=len(self.train.classes))
+        scores = over_ranks(predict, test_features)[self.k]
         return {"knn_top1": top_k_accuracy(scores, test_labels, 1)}

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from src.data.loading import ToDevice, loader_of
 from src.data.views import CentreView, Picture
 from src.errors import UserError
 from src.evaluation.features import extract_features
-from src.evaluation.knn import KNNEvaluation, knn_predict, top_k_accuracy
+from src.evaluation.knn import KNNEvaluation, knn_predict, nearest_majority, over_ranks, top_k_accuracy
 from tests.helpers import on_ranks
 
 PREPARE = ToDevice(torch.device("cpu"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -33,6 +35,42 @@ def test_agrees_with_scikit_learn(temperature, chunk):
         reference = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d**2 / 2 - 1) / temperature))
         expected = reference.fit(train, labels).predict_proba(test)
         np.testing.assert_allclose(scores / scores.sum(1, keepdims=True), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_the_majority_rule_is_scikit_learns_with_ties_to_the_smallest_class(k):
+    """INTL's and CW-RGP's rule; coarse labels at random make many ties."""
+    rng = np.random.default_rng(0)
+    train, test, labels = rng.normal(size=(200, 8)), rng.normal(size=(300, 8)), rng.integers(0, 5, 200)
+    votes = nearest_majority(
+        torch.tensor(train), torch.tensor(labels), torch.tensor(test), ks=[k, 1], num_classes=5, chunk=7
+    )[k]
+    expected = KNeighborsClassifier(k).fit(train, labels).predict(test)  # mode of the labels, ties to the smallest
+    np.testing.assert_array_equal(votes.argmax(dim=1), expected)
+    far = torch.tensor([[10.0, 10.0], [0.1, 0.1]])  # the direction of the test sample, but far from it
+    nearest = nearest_majority(far, torch.tensor([0, 1]), torch.tensor([[0.2, 0.0]]), ks=[1], num_classes=2)[1]
+    assert nearest.argmax() == 1
+
+
+def _shared_out(train, labels, test):
+    predict = partial(knn_predict, torch.tensor(train), torch.tensor(labels), ks=[3], num_classes=5)
+    seen = []
+
+    def counted(part):
+        seen.append(len(part))
+        return predict(part)
+
+    return over_ranks(counted, torch.tensor(test))[3].numpy(), sum(seen)
+
+
+def test_ranks_share_the_test_samples():
+    rng = np.random.default_rng(0)
+    arguments = rng.normal(size=(50, 8)), rng.integers(0, 5, 50), rng.normal(size=(31, 8))
+    alone, _ = _shared_out(*arguments)
+    both = on_ranks(2, _shared_out, *arguments)
+    for scores, _ in both:
+        np.testing.assert_allclose(scores, alone, rtol=1e-6)
+    assert [seen for _, seen in both] == [16, 15]
 
 
 def test_more_neighbours_than_images_is_refused():
