@@ -100,6 +100,12 @@ def build_parser() -> cli.Parser:
     )
     swav.add_argument("--sela_iterations", type=cli.positive, default=100, help="SeLa-v2: at most so many")
     swav.add_argument("--sela_tolerance", type=float, default=0.1, help="SeLa-v2: change at which they stop")
+    swav.add_argument(
+        "--sela_hard",
+        type=cli.boolean,
+        default=True,
+        help="SeLa-v2: predict an image's cluster, or its code",
+    )
 
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.positive, default=100, help="in all")
@@ -148,6 +154,8 @@ def check(args: argparse.Namespace, views: Sequence[RandomView]) -> None:
         raise UserError(f"--queue_length belongs to SwAV; {args.method} remembers a whole epoch")
     if args.method != "swav" and args.shard:
         raise UserError("--shard is there for SwAV only")
+    if args.method == "sela-v2" and not args.sela_hard and len(set(args.nmb_prototypes)) > 1:
+        raise UserError("--sela_hard false needs heads with equally many prototypes")
     if args.sela_epsilon <= 0 or args.sela_tolerance < 0:
         raise UserError("--sela_epsilon must be positive and --sela_tolerance not negative")
     wrong = [crop for crop in args.crops_for_assign if not 0 <= crop < len(views)]
@@ -307,6 +315,7 @@ def build_method(
         epsilon=args.sela_epsilon,
         iterations=args.sela_iterations,
         tolerance=args.sela_tolerance,
+        hard=args.sela_hard,
     )
 
 

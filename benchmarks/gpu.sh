@@ -8,6 +8,7 @@ python=${1:-.venv/bin/python}
 workers=$(nproc)
 "$python" -m pytest -q -p no:cacheprovider -o addopts="" -o timeout=0 tests/test_gpu.py
 "$python" benchmarks/micro.py
+"$python" benchmarks/kmeans.py
 "$python" benchmarks/step.py --compile
 "$python" benchmarks/data.py --recipe imagenet small --rounds 5
 "$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers"

@@ -3,11 +3,12 @@
     python benchmarks/micro.py [--only sinkhorn larc ...] [--ranks 2] [--peer]
 
 Sizes are those of ResNet-50 with 3000 prototypes; `_small` parts are those of the quickstart's network. `--ranks 2`
-times Sinkhorn over two gloo processes, where what counts is the number of collectives. `--peer` also times lightly's
-and scikit-learn's counterparts where they exist.
+times Sinkhorn over two gloo processes, where what counts is the number of collectives. `--peer` also times the
+counterparts in lightly, scikit-learn and faiss (`pip install faiss-cpu`) where they exist.
 """
 
 import argparse
+import contextlib
 import functools
 import sys
 import tempfile
@@ -187,6 +188,17 @@ def kmeans_steps(device: torch.device, peer: bool) -> dict[str, Callable[[], obj
 
         points, start = x.numpy(), c.numpy()
         found["scikit-learn's Lloyd step"] = lambda: KMeans(len(c), init=start, n_init=1, max_iter=1).fit(points)
+        with contextlib.suppress(ImportError):
+            import faiss
+
+            faiss.omp_set_num_threads(torch.get_num_threads())
+
+            def one_iteration() -> None:
+                faiss.Kmeans(DIM, len(c), niter=1, spherical=True, max_points_per_centroid=len(x)).train(
+                    points, init_centroids=start
+                )
+
+            found["faiss's Lloyd step"] = one_iteration
     return found
 
 
@@ -219,7 +231,7 @@ def _on_rank(rank: int, size: int, meeting_point: str, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
-    parser.add_argument("--peer", action="store_true", help="also time lightly and scikit-learn")
+    parser.add_argument("--peer", action="store_true", help="also time lightly, scikit-learn and faiss")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

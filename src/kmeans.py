@@ -12,17 +12,22 @@ from torch.nn import functional as F
 
 from src import distributed
 
-# Scores of so many bytes are held at a time: enough to keep a GPU busy, little beside a network's activations
-CHUNK_BYTES = 1 << 28
+
+def chunk_bytes_on(device: torch.device) -> int:
+    """How many bytes of scores to hold at a time: enough to keep a GPU busy, few enough for a CPU's cache."""
+    return 1 << 28 if device.type == "cuda" else 1 << 22
 
 
 @torch.no_grad()
-def assign(features_MD: Tensor, centroids_KD: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+def assign(features_MD: Tensor, centroids_KD: Tensor, chunk_bytes: int | None = None) -> Tensor:
     """The centroid with the largest inner product, (M,) int64; at a tie the first. Computed in float32, in chunks."""
-    rows = max(1, chunk_bytes // (4 * len(centroids_KD)))
+    rows = max(1, (chunk_bytes or chunk_bytes_on(features_MD.device)) // (4 * len(centroids_KD)))
     transposed = centroids_KD.float().T.contiguous()
-    parts = [(chunk.float() @ transposed).argmax(dim=1) for chunk in features_MD.split(rows)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=features_MD.device)
+    scores = transposed.new_empty(min(rows, len(features_MD)), len(centroids_KD))  # its pages are touched once only
+    labels = torch.empty(len(features_MD), dtype=torch.int64, device=features_MD.device)
+    for chunk, part in zip(features_MD.split(rows), labels.split(rows), strict=True):
+        torch.argmax(torch.mm(chunk.float(), transposed, out=scores[: len(chunk)]), dim=1, out=part)
+    return labels
 
 
 @torch.no_grad()
@@ -31,8 +36,8 @@ def spherical_kmeans(
     centroids_KD: Tensor,
     iterations: int = 10,
     *,
-    chunk_bytes: int = CHUNK_BYTES,
-    progress: Callable[[int], None] = lambda done: None,
+    chunk_bytes: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm with unit centroids (Caron et al. 2020, arXiv 2006.09882, appendix D).
 
@@ -45,7 +50,7 @@ def spherical_kmeans(
         features_MD: unit rows.
         centroids_KD: where to start, equal on all ranks; left alone.
         iterations: updates of the centroids; there is one more assignment than that.
-        chunk_bytes: bound on the memory for scores.
+        chunk_bytes: bound on the memory for scores; by default :func:`chunk_bytes_on`.
         progress: told the number of finished iterations.
 
     Returns:

@@ -1,6 +1,6 @@
 """Pictures of a run, as PNG: what the network sees, how training went, where images end up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,35 @@ def training_curves(
     right.set(xlabel="step", ylabel="top-1 (%)", title="online kNN accuracy")
     for axis in (left, right):
         axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def comparison(runs: Mapping[str, tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]], path: str | Path) -> None:
+    """Losses and online accuracies of several runs over their epochs.
+
+    Args:
+        runs: name -> records of training and of evaluations, as :func:`src.monitor.read_log` returns them.
+        path: of the PNG.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for name, (train, evaluations) in runs.items():
+        steps_per_epoch = max(1.0, train[-1]["step"] / (train[-1]["epoch"] + 1)) if train else 1.0
+        finite = [r for r in train if r["loss"] is not None]
+        (line,) = left.plot([r["step"] / steps_per_epoch for r in finite], [r["loss"] for r in finite], label=name)
+        scores = [key for key in (evaluations[-1] if evaluations else {}) if key.endswith("top1")]
+        for key, style in zip(scores, ("-", "--", ":"), strict=False):
+            points = [r for r in evaluations if r.get(key) is not None]
+            label = f"{name}, {key.replace('_', ' ')}" if len(scores) > 1 else name
+            right.plot(
+                [r["epoch"] for r in points], [r[key] for r in points],
+                marker="o", markersize=3, linestyle=style, color=line.get_color(), label=label,
+            )  # fmt: skip
+    left.set(xlabel="epoch", ylabel="loss", title="training loss (its scale differs between methods)")
+    right.set(xlabel="epoch", ylabel="top-1 (%)", title="online accuracy")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=8, frameon=False)
     _save(figure, path)
 
 

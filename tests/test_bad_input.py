@@ -9,6 +9,7 @@ import torch
 
 import eval_knn
 import eval_linear
+import eval_semisup
 import main_swav
 from src import cli
 from src.backbones import create_backbone
@@ -100,6 +101,7 @@ SWAV = [
     (["--method", "deepcluster-v2", "--queue_length", "64"], "belongs to SwAV"),
     (["--method", "sela-v2", "--shard"], "for SwAV only"),
     (["--method", "sela-v2", "--sela_epsilon", "0"], "must be positive"),
+    (["--method", "sela-v2", "--sela_hard", "false", "--nmb_prototypes", "6", "5"], "equally many prototypes"),
     (["--method", "swa"], "invalid choice"),
     (["--shard"], "start with torchrun"),
     (
@@ -156,7 +158,7 @@ JUDGES = [
 ]
 
 
-@pytest.mark.parametrize("main", [eval_knn.main, eval_linear.main], ids=["knn", "linear"])
+@pytest.mark.parametrize("main", [eval_knn.main, eval_linear.main, eval_semisup.main], ids=["knn", "linear", "semisup"])
 @pytest.mark.parametrize(("extra", "message"), JUDGES, ids=[" ".join(e) for e, _ in JUDGES])
 def test_evaluations(main, extra, message, place, capsys):
     model = ["--arch", "resnet18", "--width", "0.125", "--crop_size", "16"]
@@ -173,6 +175,23 @@ def test_evaluations(main, extra, message, place, capsys):
         (eval_linear.main, ["--lr", "0.1", "0.1"], "different learning rates"),
         (eval_linear.main, ["--features", "cached", "--global_pooling", "false"], "--global_pooling true"),
         (eval_linear.main, ["--arch", "efficientnet_b0", "--width", "1", "--global_pooling", "false"], "our ResNets"),
+        (eval_linear.main, ["--global_pooling", "false"], "needs maps of 7x7 positions"),
+        (eval_linear.main, ["--weights", "finetune"], "is eval_semisup.py"),
+        (eval_linear.main, ["--protocol", "dino"], "invalid choice"),
+        (eval_linear.main, ["--protocol", "vit"], "need a vision transformer"),
+        (eval_linear.main, ["--schedule", "sometimes"], "expected cos, step, or epochs"),
+        (eval_linear.main, ["--batch_size", "0"], "at least one image"),
+        (eval_linear.main, ["--evaluate"], "there is no checkpoint in"),
+        (eval_linear.main, ["--evaluate", "--resume", "never"], "cannot go with"),
+        (eval_linear.main, ["more", "and more", "words"], "unknown argument and more"),
+        (eval_semisup.main, ["--labels_perc", "0"], "not a percentage"),
+        (eval_semisup.main, ["--labels_perc", "1000"], "not a percentage"),
+        (eval_semisup.main, ["--labels_perc", "ten"], "not a number"),
+        (eval_semisup.main, ["--subset_file", "{tmp}/nowhere.txt"], "cannot read the list"),
+        (eval_semisup.main, ["--subset_file", "{tmp}/file.txt"], "are not among the training images (such as hello)"),
+        (eval_semisup.main, ["--lr_last_layer", "0.1", "1"], "give one learning rate"),
+        (eval_semisup.main, ["--lr", "-1"], "must be positive"),
+        (eval_semisup.main, ["--features", "cached"], "need --weights freeze"),
     ],
 )
 def test_flags_of_one_evaluation(main, extra, message, place, capsys):
@@ -247,7 +266,7 @@ def test_from_the_shell_it_is_one_line_and_exit_code_2(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["main_swav.py", "eval_knn.py", "eval_linear.py"])
+@pytest.mark.parametrize("name", ["main_swav.py", "eval_knn.py", "eval_linear.py", "eval_semisup.py"])
 def test_missing_arguments_and_help(name):
     missing = run(name)
     assert missing.returncode == 2

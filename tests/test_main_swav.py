@@ -151,10 +151,12 @@ def test_killed_at_random_points_it_ends_in_the_same_weights(patches, tmp_path, 
 OFFLINE = ("--epochs", 5, "--batch_size", 8, "--log_every", 1, "--save_every", 5, "--nmb_prototypes", 6, 5, 4)
 
 
-@pytest.mark.parametrize("method", ["deepcluster-v2", "sela-v2"])
+@pytest.mark.parametrize("method", [
+    ["deepcluster-v2"], ["sela-v2"], ["sela-v2", "--sela_hard", "false", "--nmb_prototypes", 6, 6],
+], ids=["deepcluster-v2", "sela-v2", "sela-v2 with soft codes"])  # fmt: skip
 def test_clustering_runs_end_in_the_same_weights_and_assignments(patches, tmp_path, method):
     """Killed inside epochs and between them: bank, assignments and the draw of centroids are in the checkpoint."""
-    extra = (*OFFLINE, "--method", method, "--freeze_prototypes_niters", 10)
+    extra = (*OFFLINE, "--method", *method, "--freeze_prototypes_niters", 10)
     undisturbed = run(*command(patches, tmp_path / "a", *extra, "--workers", 1))
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert run(*command(patches, tmp_path / "b", *extra, "--workers", 0, "--max_steps", 24)).returncode == 0  # epoch 3

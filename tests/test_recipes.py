@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import eval_linear
+import eval_semisup
 import main_swav
 from src.data.views import multi_crop
+from src.evaluation import classification, protocols
+from src.evaluation.protocols import LINEAR, SEMISUP
 from tests.helpers import ROOT
 
 SCRIPTS = ROOT / "scripts"
@@ -51,6 +55,11 @@ CLUSTERS = {
 TWO_VIEWS = {"nmb_crops": [2], "size_crops": [224], "min_scale_crops": [0.08], "max_scale_crops": [1.0]}
 SMALLER = {"nmb_crops": [2, 4], "size_crops": [160, 96], "min_scale_crops": [0.08, 0.05]}
 SELA = {**CLUSTERS, "method": "sela-v2", "freeze_prototypes_niters": 313}
+CIFAR = {
+    **TWO_VIEWS, "size_crops": [32], "min_scale_crops": [0.2], "jitter_strength": 0.5, "blur": 0.0, "arch": "resnet18",
+    "stem": "small", "dataset": "cifar10", "nmb_prototypes": [100], "batch_size": 256, "base_lr": 0.6,
+    "final_lr": 0.0006, "warmup_epochs": 0, "start_warmup": 0.0, "epochs": 200, "sync_bn": "pytorch",
+}  # fmt: skip
 FLAGS = {
     "swav_100ep_pretrain": {},
     "swav_200ep_pretrain": {"epochs": 200},
@@ -65,6 +74,10 @@ FLAGS = {
     "swav_200ep_bs256_pretrain": {"epochs": 200, **SMALL_BATCH},
     "swav_400ep_bs256_pretrain": {"epochs": 400, **SMALL_BATCH},
     "swav_400ep_single_node": {"epochs": 400, **SMALL_BATCH, "batch_size": 32},
+    "swav_200ep_single_gpu": {"epochs": 200, **SMALL_BATCH, "batch_size": 256, "sync_bn": "none"},
+    "swav_cifar10": CIFAR,
+    "deepclusterv2_cifar10": {**CIFAR, **CLUSTERS, "nmb_prototypes": [100] * 3, "freeze_prototypes_niters": int(1e10)},
+    "selav2_cifar10": {**CIFAR, "method": "sela-v2", "nmb_prototypes": [100] * 3, "precision": "fp32"},
     "swav_RN50w2_400ep_pretrain": {
         "epochs": 400, "nmb_crops": [2, 4], "batch_size": 32, "arch": "resnet50w2", "hidden_mlp": 8192,
     },
@@ -76,6 +89,18 @@ FLAGS = {
         "epochs": 400, "nmb_crops": [2, 4], "batch_size": 12, "arch": "resnet50w5", "hidden_mlp": 10240,
         "head_bn": False, "queue_length": 1536, "epoch_queue_starts": 0,
     },
+}  # fmt: skip
+# Evaluations: what they resolve to on 8 processes.
+JUDGES = {
+    "eval_linear": (
+        eval_linear, LINEAR, {"protocol": "swav", "lr": [0.3], "batch_size": 32, "epochs": 100, "wd": 1e-6},
+    ),
+    "swav_eval_semisup_1percent": (
+        eval_semisup, SEMISUP, {"protocol": "swav", "lr": [5.0], "lr_backbone": 0.02, "labels_perc": 1, "epochs": 20},
+    ),
+    "swav_eval_semisup_10percent": (
+        eval_semisup, SEMISUP, {"protocol": "swav", "lr": [0.2], "lr_backbone": 0.01, "labels_perc": 10, "epochs": 20},
+    ),
 }  # fmt: skip
 
 
@@ -98,7 +123,7 @@ def command_of(name: str, *extra: str) -> list[str]:
 
 
 def test_every_recipe_is_checked():
-    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == set(FLAGS)
+    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == {*FLAGS, *JUDGES}
 
 
 @pytest.mark.parametrize("name", RESOURCES)
@@ -138,6 +163,21 @@ def test_flags_are_the_published_ones(name):
             next((key for key in ("bs256", "w4", "w5") if key in name), ""), 4096
         )
         assert args.queue_length % total == 0
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_evaluations_are_the_published_ones(name):
+    module, table, expected = JUDGES[name]
+    script, *flags = command_of(name)
+    assert script == f"{module.__name__}.py"
+    args = module.build_parser().parse_args(flags)
+    args.protocol, _ = protocols.choose(table, args.protocol, "swav", False, classification.flags_on(flags))
+    protocols.resolve(args, table[args.protocol], 8)
+    classification.check(args)
+    assert {flag: getattr(args, flag) for flag in expected} == expected
+    assert (args.data_path, args.dump_path) == ("/data", "/out")
+    found = directives(SCRIPTS / f"{name}.sh")
+    assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", "8")
 
 
 def test_flags_can_be_added_and_overridden():

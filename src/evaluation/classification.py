@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from src import cli, distributed, sync_bn
 from src.backbones import feature_width
+from src.backbones.resnet import ResNet
 from src.checkpoint import CheckpointStore
 from src.clock import Clock
 from src.data.datasets import ImageSource, Subset
@@ -208,7 +209,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
     if args.n_last_blocks > 1 or args.avgpool_patchtokens:
         backbone = LastBlocks(backbone, args.n_last_blocks, args.avgpool_patchtokens)
     train_loader, test_loader, prepare = loaders(args, subject, backbone, train, batches)
-    method = build_method(args, backbone, subject.num_classes, protocol)
+    method = build_method(args, backbone, subject.num_classes, subject.view.size, protocol)
     if protocol.sync_bn or args.weights == "freeze":  # frozen, only the classifier's own batch norm is trained
         sync_bn.convert(method, device_type=world.device.type)
     method.to(world.device)
@@ -298,11 +299,20 @@ def share_of(train: ImageSource, args: argparse.Namespace) -> ImageSource:
 
 
 def build_method(
-    args: argparse.Namespace, backbone: nn.Module, num_classes: int, protocol: protocols.Protocol
+    args: argparse.Namespace, backbone: nn.Module, num_classes: int, crop_size: int, protocol: protocols.Protocol
 ) -> Classification:
     """The classifiers with fresh weights."""
     common: dict[str, Any] = {"lr_factor": args.lr_factor, "normal_init": protocol.normal_init}
     width = feature_width(backbone)
+    if not args.global_pooling and isinstance(backbone, ResNet):
+        device = next(backbone.parameters()).device
+        with torch.no_grad():
+            side = backbone.feature_map(torch.zeros(1, 3, crop_size, crop_size, device=device)).shape[-1]
+        if side != 7:
+            raise UserError(
+                f"--global_pooling false needs maps of 7x7 positions (crops of 224 pixels); crops of {crop_size} give "
+                f"{side}x{side}"
+            )
     if args.weights == "finetune":
         return FineTuning(backbone, width, num_classes, args.lr[0], args.lr_backbone, **common)
     return LinearProbe(

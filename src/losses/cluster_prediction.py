@@ -9,12 +9,13 @@ from torch.nn import functional as F
 IGNORED = -100
 
 
-def cluster_prediction_loss(scores_VBK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+def cluster_prediction_loss(scores_VBK: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Cross entropy of every crop's prototype distribution with its image's cluster (Caron et al. 2020, appendix D).
 
     Args:
         scores_VBK: prototype scores of all crops, with gradient; computed in float32.
-        labels_B: the clusters, int64; images labelled -100 have none and count for nothing.
+        targets: the clusters, (B,) int64, where images labelled -100 have none and count for nothing; or soft ones,
+            (B, K), where such images have a row of zeros.
         temperature: of the softmax.
 
     Returns:
@@ -23,6 +24,12 @@ def cluster_prediction_loss(scores_VBK: Tensor, labels_B: Tensor, temperature: f
     """
     num_crops = len(scores_VBK)
     logits = scores_VBK.float().flatten(0, 1) / temperature
-    labels = labels_B.repeat(num_crops)
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return total / (labels != IGNORED).sum().clamp(min=1)
+    if targets.ndim == 1:
+        targets = targets.repeat(num_crops)
+        count = (targets != IGNORED).sum()
+        total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    else:
+        targets = targets.repeat(num_crops, 1)
+        count = targets.any(dim=1).sum()
+        total = F.cross_entropy(logits, targets, reduction="sum")
+    return total / count.clamp(min=1)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from src import distributed
-from src.heads import Prototypes
 from src.kmeans import spherical_kmeans
-from src.methods.offline import OfflineAssignments
+from src.methods.offline import OfflineAssignments, Progress
 
 
 class DeepClusterV2(OfflineAssignments):
@@ -25,11 +24,14 @@ class DeepClusterV2(OfflineAssignments):
         super().__init__(backbone, **options)
         self.kmeans_iterations = kmeans_iterations
 
-    def assign(self, head: Prototypes, features_MD: Tensor) -> Tensor:
-        start = torch.empty_like(head.weight)
+    def assign(self, head: int, features_MD: Tensor, progress: Progress) -> Tensor:
+        prototypes = self.prototypes.heads()[head].weight
+        start = torch.empty_like(prototypes)
         if distributed.is_main():
             start.copy_(features_MD[torch.randperm(len(features_MD))[: len(start)].to(features_MD.device)])
         distributed.broadcast_([start])
-        centroids, labels = spherical_kmeans(features_MD, start, self.kmeans_iterations)
-        head.weight.copy_(centroids)
+        centroids, labels = spherical_kmeans(
+            features_MD, start, self.kmeans_iterations, progress=lambda done: progress()
+        )
+        prototypes.copy_(centroids)
         return labels

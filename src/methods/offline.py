@@ -5,7 +5,7 @@ K = prototypes of a head, M = rows of the memory bank of this rank, N = images o
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +16,11 @@ from src import distributed
 from src.clock import Clock
 from src.data.loading import Batch
 from src.diagnostics import Check, feature_std, rankme
-from src.heads import MultiPrototypes, Prototypes
+from src.heads import MultiPrototypes
 from src.losses.cluster_prediction import IGNORED, cluster_prediction_loss
 from src.methods.prototype_base import PrototypeMethod
+
+Progress = Callable[[], object]
 
 
 class OfflineAssignments(PrototypeMethod):
@@ -77,16 +79,25 @@ class OfflineAssignments(PrototypeMethod):
         # another number of processes may have left rows empty; embeddings are unit vectors
         filled = (self.bank[0] != 0).any(dim=1)
         images = distributed.all_gather_rows(self.bank_images[filled])
-        hidden = None if distributed.is_main() else True
-        for h, head in enumerate(tqdm(self.prototypes.heads(), "clustering", disable=hidden, leave=False)):
-            assigned = self.assign(head, self.bank[h % len(self.bank)][filled])
-            # the sampler repeats a few images to fill the last batch of all ranks; the largest number wins, always
-            self.labels[h].fill_(IGNORED)
-            self.labels[h].scatter_reduce_(0, images, distributed.all_gather_rows(assigned), "amax")
+        heads = self.prototypes.heads()
+        with tqdm(disable=None if distributed.is_main() else True, leave=False, unit="iteration") as bar:
+            for h in range(len(heads)):
+                bar.set_description(f"clustering for head {h + 1} of {len(heads)}")
+                assigned = self.assign(h, self.bank[h % len(self.bank)][filled], bar.update)
+                # the sampler repeats a few images to fill the last batch of all ranks; the largest number wins, always
+                self.labels[h].fill_(IGNORED)
+                self.labels[h].scatter_reduce_(0, images, distributed.all_gather_rows(assigned), "amax")
 
-    def assign(self, head: Prototypes, features_MD: Tensor) -> Tensor:
-        """The cluster of each row, (M,) int64; may change the head's prototypes, alike on all ranks."""
+    def assign(self, head: int, features_MD: Tensor, progress: Progress) -> Tensor:
+        """The cluster of each row, (M,) int64; may change the head's prototypes, alike on all ranks.
+
+        ``progress`` is called once an iteration.
+        """
         raise NotImplementedError  # this is what makes the method
+
+    def targets(self, head: int, images_B: Tensor) -> Tensor:
+        """What the crops of these images are to predict, as :func:`cluster_prediction_loss` takes it."""
+        return self.labels[head, images_B]
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -94,10 +105,9 @@ class OfflineAssignments(PrototypeMethod):
         embeddings = self.embed(batch.crops)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings_VBD = embeddings.view(len(batch.crops), len(batch), -1)
-            labels_HB = self.labels[:, batch.indices]
             losses = [
-                cluster_prediction_loss(head(embeddings_VBD), labels, self.temperature)
-                for head, labels in zip(self.prototypes.heads(), labels_HB, strict=True)
+                cluster_prediction_loss(head(embeddings_VBD), self.targets(h, batch.indices), self.temperature)
+                for h, head in enumerate(self.prototypes.heads())
             ]
             loss = torch.stack(losses).mean()
             assigned_ABD = embeddings_VBD.detach()[self.crops_for_assign]

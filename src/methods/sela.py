@@ -1,22 +1,23 @@
 """SeLa-v2: predicting balanced clusters, found by optimal transport between epochs (Caron et al. 2020, app. D).
 
 The paper discloses that it is DeepCluster-v2 with Asano et al.'s self-labelling (2020, arXiv 1911.05371) in the place
-of k-means, and prototypes that are trained. It discloses neither the entropy parameter nor how the transport is
-solved; those choices are ours and are flags: ``--sela_epsilon``, ``--sela_iterations``, ``--sela_tolerance``. Labels
-are the largest entry of each row ("discrete codes work well offline"); prototypes are normalised before each step, as
-SwAV's.
+of k-means, that prototypes are trained, and that discrete codes work well offline. It discloses neither the entropy
+parameter nor how the transport is solved; those choices are ours and are flags: ``--sela_epsilon``,
+``--sela_iterations``, ``--sela_tolerance``, and ``--sela_hard false`` for codes that are not discrete. Prototypes are
+normalised before each step, as SwAV's.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from src import distributed
 from src.clock import Clock
-from src.heads import Prototypes, normalize_rows_
-from src.kmeans import CHUNK_BYTES
-from src.methods.offline import OfflineAssignments
+from src.heads import normalize_rows_
+from src.kmeans import chunk_bytes_on
+from src.losses.cluster_prediction import IGNORED
+from src.methods.offline import OfflineAssignments, Progress
 
 
 class SeLaV2(OfflineAssignments):
@@ -26,8 +27,15 @@ class SeLaV2(OfflineAssignments):
         backbone, options: see :class:`OfflineAssignments`.
         epsilon: entropy parameter of the transport; the original SeLa's lambda of 25 corresponds to
             ``temperature / 25``.
-        iterations, tolerance: of :func:`balanced_labels`.
+        iterations, tolerance: of :func:`transport`.
+        hard: predict the largest entry of an image's code; otherwise the code itself. Codes are not stored (for
+            ImageNet they would fill 15 GB a head) but computed again from what they were made of: the embeddings of
+            all images, the prototypes, and the scaling of each cluster, which are buffers, equal on all ranks.
     """
+
+    coded_embeddings: Tensor
+    coded_prototypes: Tensor
+    coded_scaling: Tensor
 
     def __init__(
         self,
@@ -36,30 +44,77 @@ class SeLaV2(OfflineAssignments):
         epsilon: float = 0.05,
         iterations: int = 100,
         tolerance: float = 0.1,
+        hard: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
-        self.epsilon, self.iterations, self.tolerance = epsilon, iterations, tolerance
+        self.epsilon, self.iterations, self.tolerance, self.hard = epsilon, iterations, tolerance, hard
+        if not hard:
+            heads, (slots, _, dim) = self.prototypes.heads(), self.bank.shape
+            if len({head.out_features for head in heads}) > 1:
+                raise ValueError("soft codes need heads with equally many prototypes")
+            self.register_buffer("coded_embeddings", torch.zeros(slots, self.labels.shape[1], dim))
+            self.register_buffer("coded_prototypes", torch.zeros(len(heads), heads[0].out_features, dim))
+            self.register_buffer("coded_scaling", torch.zeros(len(heads), heads[0].out_features, dtype=torch.float64))
 
     def before_step(self, clock: Clock) -> None:
         for head in self.prototypes.heads():
             normalize_rows_(head.weight)
 
-    def assign(self, head: Prototypes, features_MD: Tensor) -> Tensor:
-        normalize_rows_(head.weight)
-        return balanced_labels(features_MD, head.weight, self.epsilon, self.iterations, self.tolerance)
+    def assign(self, head: int, features_MD: Tensor, progress: Progress) -> Tensor:
+        prototypes = self.prototypes.heads()[head].weight
+        normalize_rows_(prototypes)
+        plan = transport(features_MD, prototypes, self.epsilon, self.iterations, self.tolerance, progress=progress)
+        if not self.hard:
+            self.coded_prototypes[head].copy_(prototypes)
+            self.coded_scaling[head].copy_(plan.log_scaling)
+        return plan.labels
+
+    def _assign_all(self) -> None:
+        super()._assign_all()
+        if self.hard:
+            return
+        filled = (self.bank[0] != 0).any(dim=1)
+        images, order = distributed.all_gather_rows(self.bank_images[filled]).sort(stable=True)
+        last = torch.cat([images[1:] != images[:-1], images.new_ones(1, dtype=torch.bool)])  # of an image's rows
+        for slot, rows in zip(self.coded_embeddings, self.bank, strict=True):
+            slot.zero_()
+            slot[images[last]] = distributed.all_gather_rows(rows[filled])[order[last]]
+
+    @torch.no_grad()
+    def targets(self, head: int, images_B: Tensor) -> Tensor:
+        if self.hard:
+            return super().targets(head, images_B)
+        embeddings = self.coded_embeddings[head % len(self.bank), images_B]
+        codes = transport_codes(embeddings, self.coded_prototypes[head], self.epsilon, self.coded_scaling[head])
+        return codes.float() * (self.labels[head, images_B] != IGNORED).unsqueeze(1)
+
+
+class Transport(NamedTuple):
+    """A transport plan. ``labels`` (M,) int64: the largest entry of each row; ``log_scaling`` (K,) float64: log r."""
+
+    labels: Tensor
+    log_scaling: Tensor
+
+
+def transport_codes(features: Tensor, prototypes_KD: Tensor, epsilon: float, log_scaling: Tensor) -> Tensor:
+    """(n, K) float64: rows of the transport plan, each scaled to the sum 1."""
+    scores = features.double() @ prototypes_KD.double().T
+    return torch.softmax(scores / epsilon + log_scaling, dim=1)
 
 
 @torch.no_grad()
-def balanced_labels(
+def transport(
     features_MD: Tensor,
     prototypes_KD: Tensor,
     epsilon: float,
     iterations: int,
     tolerance: float,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Tensor:
-    """Labels of all ranks' rows under equal cluster sizes: the largest entries of the optimal transport plan.
+    *,
+    chunk_bytes: int | None = None,
+    progress: Progress = lambda: None,
+) -> Transport:
+    """The optimal transport of all ranks' rows to clusters of equal size, with entropy.
 
     Sinkhorn's scaling of ``exp(scores / epsilon)`` with two vectors: ``r = 1 / (K M c)``, ``c = 1 / (N M^T r)``
     (Asano et al. 2020, eq. 7), until ``sum |c / c_new - 1| <= tolerance`` over all samples, looked at every ten
@@ -72,13 +127,12 @@ def balanced_labels(
         iterations: at most so many.
         tolerance: of the stopping rule.
         chunk_bytes: bound on the memory for the matrix.
-
-    Returns:
-        (M,) int64.
+        progress: called once an iteration.
     """
     samples = distributed.all_reduce_(torch.tensor(len(features_MD), device=features_MD.device)).item()
     clusters = len(prototypes_KD)
     prototypes = prototypes_KD.double().T
+    chunk_bytes = chunk_bytes or chunk_bytes_on(features_MD.device)
     chunks = features_MD.split(max(1, chunk_bytes // (8 * clusters)))
 
     def kernel(chunk: Tensor) -> Tensor:
@@ -96,8 +150,10 @@ def balanced_labels(
         for old, new in zip(per_sample, updated, strict=True):
             change += (old / new - 1.0).abs().sum()
         per_sample = updated
+        progress()
         if iteration % 10 == 9 and distributed.all_reduce_(change) <= tolerance:
             break
     log_r = per_cluster.log()
-    labels = [((chunk.double() @ prototypes) / epsilon + log_r).argmax(dim=1) for chunk in chunks]
-    return torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64, device=features_MD.device)
+    labels = [transport_codes(chunk, prototypes_KD, epsilon, log_r).argmax(dim=1) for chunk in chunks]
+    empty = torch.empty(0, dtype=torch.int64, device=features_MD.device)
+    return Transport(torch.cat(labels) if labels else empty, log_r)

@@ -10,7 +10,7 @@ from src.clock import Clock
 from src.data.loading import Batch
 from src.losses.cluster_prediction import IGNORED, cluster_prediction_loss
 from src.methods.deepcluster import DeepClusterV2
-from src.methods.sela import SeLaV2, balanced_labels
+from src.methods.sela import SeLaV2, transport, transport_codes
 from src.optim.larc import LARC
 from tests.helpers import on_ranks
 
@@ -207,11 +207,49 @@ def test_selas_labels_are_those_of_the_transport_plan(epsilon, chunk_bytes):
     x, c = unit(240, 8, 0) + 0.8, unit(6, 8, 1)  # crowded in one direction, so that balancing has work to do
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     expected, plan = reference_balanced_labels(x, c, epsilon, 200, 1e-3)
-    ours = balanced_labels(torch.tensor(x), torch.tensor(c), epsilon, 200, 1e-3, chunk_bytes)
+    told = []
+    ours, log_scaling = transport(
+        torch.tensor(x), torch.tensor(c), epsilon, 200, 1e-3, chunk_bytes=chunk_bytes, progress=lambda: told.append(1)
+    )
     assert ours.tolist() == expected.tolist()
+    assert 10 <= len(told) <= 200
+    codes = transport_codes(torch.tensor(x), torch.tensor(c), epsilon, log_scaling)
+    np.testing.assert_allclose(codes, plan / plan.sum(1, keepdims=True), rtol=1e-9, atol=1e-300)
     np.testing.assert_allclose(plan.sum(1), 1 / 240, rtol=1e-6)
     sizes, greedy = np.bincount(ours, minlength=6), np.bincount((x @ c.T).argmax(1), minlength=6)
     assert sizes.max() - sizes.min() < 0.5 * (greedy.max() - greedy.min())
+
+
+def test_soft_codes_are_rows_of_the_plan_made_before_the_epoch():
+    model = make(SeLaV2, nmb_prototypes=[5, 5, 5], hard=False, epsilon=0.1)
+    model.before_training(batches())
+    clock = Clock(STEPS, 2)
+    model.before_epoch(clock)
+    bank, images = model.bank.numpy().copy(), model.bank_images.tolist()
+    prototypes = [head.weight.detach().numpy().astype(float).copy() for head in model.prototypes.heads()]
+    model.train()
+    for batch in batches():
+        outputs = model(batch, clock)  # overwrites the bank, and prototypes move
+        for head in model.prototypes.heads():
+            head.weight.data.mul_(-1)
+    for h in range(3):
+        _, plan = reference_balanced_labels(bank[h % 2].astype(float), prototypes[h], 0.1, 100, 0.1)
+        codes = model.targets(h, torch.tensor(images)).numpy()
+        np.testing.assert_allclose(codes, plan / plan.sum(1, keepdims=True), rtol=1e-4)
+        missing = sorted(set(range(N)) - set(images))
+        assert (model.targets(h, torch.tensor(missing)) == 0).all()
+    assert torch.isfinite(outputs["loss"])
+
+
+def test_the_loss_of_soft_codes_is_their_cross_entropy():
+    rng = np.random.default_rng(0)
+    scores, codes = rng.normal(size=(3, 4, 5)), rng.dirichlet(np.ones(5), size=4)
+    codes[1] = 0  # an image without a cluster
+    logits = scores / 0.1
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.mean([(codes[b] * log_p[v, b]).sum() for v in range(3) for b in (0, 2, 3)])
+    loss = cluster_prediction_loss(torch.tensor(scores), torch.tensor(codes).float(), 0.1)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------- over ranks
@@ -221,7 +259,13 @@ def _assignments_of_a_rank(kind):
     from src import distributed
 
     rank, size = distributed.rank(), distributed.world_size()
-    model = make({"deepcluster": DeepClusterV2, "sela": SeLaV2}[kind], bank_rows=STEPS * B // size)
+    kinds = {
+        "deepcluster": (DeepClusterV2, {}),
+        "sela": (SeLaV2, {}),
+        "sela, soft": (SeLaV2, {"hard": False, "nmb_prototypes": [4, 4]}),
+    }
+    method, options = kinds[kind]
+    model = make(method, bank_rows=STEPS * B // size, **options)
     x = torch.tensor(np.stack([unit(STEPS * B, 8, 3), unit(STEPS * B, 8, 4)])).float()
     images = torch.arange(STEPS * B) + 1
     # rank 0 holds the first rows, so that the centroids it draws are those that one process draws
@@ -233,15 +277,16 @@ def _assignments_of_a_rank(kind):
     if kind == "deepcluster":  # the same centroids, whatever the number of rows they are drawn from
         torch.randperm = lambda n: torch.arange(n)
     model.before_epoch(Clock(STEPS, 2))
-    return model.labels.numpy(), [head.weight.detach().numpy() for head in model.prototypes.heads()]
+    targets = [model.targets(h, images).numpy() for h in range(len(model.prototypes.heads()))]
+    return targets, [head.weight.detach().numpy() for head in model.prototypes.heads()]
 
 
-@pytest.mark.parametrize("kind", ["deepcluster", "sela"])
+@pytest.mark.parametrize("kind", ["deepcluster", "sela", "sela, soft"])
 def test_two_ranks_assign_as_one_process(kind):
-    ((labels, weights),) = on_ranks(1, _assignments_of_a_rank, kind)
-    for rank_labels, rank_weights in on_ranks(2, _assignments_of_a_rank, kind):
-        assert rank_labels.tolist() == labels.tolist()
-        for ours, theirs in zip(rank_weights, weights, strict=True):
+    ((targets, weights),) = on_ranks(1, _assignments_of_a_rank, kind)
+    assert all((target != 0).any() for target in targets)
+    for rank_targets, rank_weights in on_ranks(2, _assignments_of_a_rank, kind):
+        for ours, theirs in zip([*rank_targets, *rank_weights], [*targets, *weights], strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 

@@ -1,0 +1,149 @@
+"""Puts runs side by side: a table of what they reached and of the flags that tell them apart, and their curves.
+
+    python compare.py runs/swav runs/deepcluster runs/swav-eval [--plot compare.png] [--json compare.json]
+
+A run is the --dump_path of a training or of an evaluation.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from src import cli
+from src.checkpoint import NEUTRAL_SETTINGS
+from src.errors import UserError
+from src.files import write_atomically
+from src.monitor import number, read_log
+from src.plots import comparison
+
+RESULTS = ("knn.json", "linear.json", "semisup.json", "cluster.json")
+
+
+class Run(NamedTuple):
+    """What a folder tells.
+
+    Attributes:
+        name: of the folder.
+        flags: of the training; empty for a folder of evaluations only.
+        train, evaluations: records of its log.
+        values: column of the table -> text.
+    """
+
+    name: str
+    flags: dict[str, Any]
+    train: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    values: dict[str, str]
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def read(folder: Path) -> Run:
+    """Reads whatever of a run's files is there; raises UserError for a folder without any."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    log = folder / "log.jsonl"
+    train, evaluations = (read_log(log, kind) if log.exists() else [] for kind in ("train", "evaluation"))
+    settings = read_json(folder / "settings.json") if (folder / "settings.json").exists() else {}
+    flags = settings.get("arguments", {})
+    values: dict[str, str] = {}
+    if flags:
+        values["method"] = str(flags.get("method", ""))
+        width = flags.get("width", 1.0)
+        values["backbone"] = str(flags.get("arch", "")) + (f" x{width:g}" if width != 1 else "")
+    if train:
+        last = train[-1]
+        values["epochs"] = f"{last['epoch'] + 1}/{flags.get('epochs', '?')}"
+        values["loss"] = "not finite" if last["loss"] is None else number(last["loss"])
+        values["img/s"] = number(sorted(r["images_per_second"] for r in train)[len(train) // 2])
+    for name in {name: None for record in evaluations for name in record if name.endswith("top1")}:
+        series = [record[name] for record in evaluations if record.get(name) is not None]
+        values[f"online {name.replace('_', ' ')}"] = f"{series[-1]:.2f} (best {max(series):.2f})"
+    for result in RESULTS:
+        if (folder / result).exists():
+            values |= columns_of(result, read_json(folder / result))
+    if not values:
+        raise UserError(f"{folder} is no run: there is neither settings.json nor log.jsonl nor {', '.join(RESULTS)}")
+    return Run(folder.name or str(folder.resolve().name), flags, train, evaluations, values)
+
+
+def columns_of(result: str, content: dict[str, Any]) -> dict[str, str]:
+    """The columns of one file of results."""
+    if result == "knn.json":
+        return {f"{k}-NN": f"{values['top1']:.2f}" for k, values in content["knn"].items()}
+    if result == "cluster.json":
+        return {name: f"{value:.2f}" for name, value in content["scores"].items() if value is not None}
+    rate, best = max(content["lr"].items(), key=lambda item: item[1]["top1"])
+    share = f" {content['labels_percent']:g} %" if content.get("labels_percent", 100) != 100 else ""
+    return {f"{result.removesuffix('.json')}{share}": f"{best['top1']:.2f} (lr {rate})"}
+
+
+def differing_flags(runs: Sequence[Run]) -> list[str]:
+    """Names of the flags that are not the same in all trainings, apart from those that change nothing computed."""
+    flags = [run.flags for run in runs if run.flags]
+    names = dict.fromkeys(name for each in flags for name in each)
+    shown = ("method", "arch", "width", *NEUTRAL_SETTINGS)  # the first three have columns
+    found = {name: [each[name] for each in flags if name in each] for name in names if name not in shown}
+    return [name for name, values in found.items() if any(value != values[0] for value in values)]
+
+
+def table(runs: Sequence[Run]) -> list[list[str]]:
+    """Header and rows; columns in the order in which runs bring them, flags last."""
+    columns = list(dict.fromkeys(name for run in runs for name in run.values))
+    flags = differing_flags(runs)
+    rows = [["run", *columns, *(f"--{flag}" for flag in flags)]]
+    for run in runs:
+        values = [run.values.get(name, "-") for name in columns]
+        rows.append([run.name, *values, *(_text(run.flags.get(flag, "-")) for flag in flags)])
+    return rows
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown, its columns aligned for a terminal too."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("Puts runs side by side.")
+    parser.add_argument("--runs", nargs="+", default=[], help="folders; plain words do as well")
+    parser.add_argument("--plot", default=None, help="PNG with the curves of losses and online accuracies")
+    parser.add_argument("--json", default=None, help="file for the table")
+    args, words = parser.parse_known_args(argv)
+    if any(word.startswith("-") for word in words):
+        parser.error(f"unknown argument {next(word for word in words if word.startswith('-'))}")
+    folders = [*words, *args.runs]
+    if not folders:
+        parser.error("which runs? Give at least one folder")
+    runs = [read(Path(folder)) for folder in folders]
+    rows = table(runs)
+    print(markdown(rows))
+    if args.json:
+        content = json.dumps([dict(zip(rows[0], row, strict=True)) for row in rows[1:]], indent=2).encode()
+        write_atomically(Path(args.json), lambda file: file.write(content))
+    if args.plot:
+        drawn = {run.name: (run.train, run.evaluations) for run in runs if run.train}
+        if len(drawn) < sum(bool(run.train) for run in runs):
+            parser.error("--plot: two of the folders have the same name")
+        if not drawn:
+            parser.error("--plot: none of the folders has a log of a training")
+        comparison(drawn, args.plot)
+        print(f"curves: {args.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
