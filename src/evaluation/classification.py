@@ -214,15 +214,19 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
         sync_bn.convert(method, device_type=world.device.type)
     method.to(world.device)
     torch.manual_seed(args.seed + world.rank)
+    groups = method.parameter_groups()
+    first_lr = groups[0]["lr_scale"]
+    for group in groups:
+        group["lr_scale"] /= first_lr
     optimizer = torch.optim.SGD(
-        method.parameter_groups(), lr=1.0, momentum=args.momentum, weight_decay=args.wd, nesterov=args.nesterov
+        groups, lr=first_lr, momentum=args.momentum, weight_decay=args.wd, nesterov=args.nesterov
     )
 
-    def share_of_lr(clock: Clock) -> float:
-        """Each group's learning rate as a share of its first one, constant within an epoch."""
+    def learning_rate(clock: Clock) -> float:
+        """The first group's, constant within an epoch; the others keep their proportion to it."""
         if args.scheduler_type == "step":
-            return multistep(clock.epoch, base=1.0, milestones=args.decay_epochs, gamma=args.gamma)
-        return warmup_cosine(clock.epoch, total=args.epochs, base=1.0, final=args.final_lr / args.lr[0])
+            return multistep(clock.epoch, base=first_lr, milestones=args.decay_epochs, gamma=args.gamma)
+        return warmup_cosine(clock.epoch, total=args.epochs, base=first_lr, final=args.final_lr)
 
     # ------------------------------------------------------------------------------------------- run, report
     folder = Path(args.dump_path) / name
@@ -243,7 +247,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
         loader=train_loader,
         batches=batches,
         prepare=prepare,
-        schedules={"lr": share_of_lr},
+        schedules={"lr": learning_rate},
         clock=clock,
         device=world.device,
         precision=precision,
