@@ -4,15 +4,17 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from src import distributed
 from src.clock import Clock
 from src.errors import UserError
+
+T = TypeVar("T")
 
 
 def duration(seconds: float) -> str:
@@ -24,6 +26,19 @@ def duration(seconds: float) -> str:
 def number(value: float) -> str:
     """Four significant digits; small and large ones in scientific notation."""
     return f"{value:.4g}"
+
+
+def progress_bar(iterable: Iterable[T] = (), what: str = "") -> "tqdm[T]":
+    """A bar on the main rank's terminal; in a log file one line a minute, and none for what takes less."""
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        what,
+        disable=not distributed.is_main(),
+        leave=False,
+        mininterval=0.1 if on_terminal else 60,
+        delay=0 if on_terminal else 60,
+    )
 
 
 class Monitor:

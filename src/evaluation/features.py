@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from src import distributed
 from src.data.loading import Batch, Position, Sample, ToDevice, warn_unreadable
+from src.monitor import progress_bar
 
 
 @torch.no_grad()
@@ -29,8 +29,7 @@ def extract_features(
     backbone.eval()
     features, labels, indices = [], [], []
     unreadable: list[str] = []
-    show = bool(what) and distributed.is_main()
-    for batch in tqdm(loader, desc=what, disable=None if show else True, leave=False):
+    for batch in progress_bar(loader, what) if what else loader:
         batch = prepare(batch)
         features.append(backbone(batch.crops[0]).float())
         labels.append(batch.labels)

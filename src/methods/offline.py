@@ -19,6 +19,7 @@ from src.diagnostics import Check, feature_std, rankme
 from src.heads import MultiPrototypes
 from src.losses.cluster_prediction import IGNORED, cluster_prediction_loss
 from src.methods.prototype_base import PrototypeMethod
+from src.monitor import progress_bar
 
 Progress = Callable[[], object]
 
@@ -58,7 +59,7 @@ class OfflineAssignments(PrototypeMethod):
     def before_training(self, batches: Iterable[Batch]) -> None:
         """Fills the bank with one pass over the first epoch's batches, in train mode, crop by crop."""
         row = 0
-        for batch in tqdm(batches, "filling the memory bank", disable=None if distributed.is_main() else True):
+        for batch in progress_bar(batches, "filling the memory bank"):
             embeddings = torch.stack([self.embed([batch.crops[crop]]) for crop in self.crops_for_assign])
             row = self._remember(embeddings, batch.indices, row)
 
@@ -80,7 +81,8 @@ class OfflineAssignments(PrototypeMethod):
         filled = (self.bank[0] != 0).any(dim=1)
         images = distributed.all_gather_rows(self.bank_images[filled])
         heads = self.prototypes.heads()
-        with tqdm(disable=None if distributed.is_main() else True, leave=False, unit="iteration") as bar:
+        bar: tqdm[Any]
+        with progress_bar() as bar:
             for h in range(len(heads)):
                 bar.set_description(f"clustering for head {h + 1} of {len(heads)}")
                 assigned = self.assign(h, self.bank[h % len(self.bank)][filled], bar.update)

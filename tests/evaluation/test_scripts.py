@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,6 +97,20 @@ def test_eval_linear_learns_resumes_and_reports(checkpoint, patches, tmp_path, f
     assert "epoch 1, step 2 of it" in rest.stdout
     first, second = (read_run(tmp_path / name / "linear" / "checkpoint.pth.tar")["state_dict"] for name in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first if name != "best_top1")
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [
+    (["--schedule", "1", "3", "--gamma", 0.5], [0.4, 0.2, 0.2, 0.1]),
+    (["--schedule", "cos", "--final_lr", 0.1], [0.1 + 0.15 * (1 + np.cos(np.pi * e / 4)) for e in range(4)]),
+])  # fmt: skip
+def test_learning_rates_change_between_epochs_only(checkpoint, patches, tmp_path, schedule, expected):
+    """INTL's rule on top: 0.2 for 256 images is 0.4 for 512."""
+    result = run("eval_linear.py", patches, checkpoint, "--dump_path", tmp_path, "--protocol", "intl", "--epochs", 4,
+                 "--features", "cached", "--batch-size", 512, "--log_every", 1, "--workers", 0, *schedule)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    records = read_log(tmp_path / "linear" / "log.jsonl", "train")
+    assert [record["lr"] for record in records] == pytest.approx(expected)
+    assert list(json.loads((tmp_path / "linear.json").read_text())["lr"]) == ["0.2"]
 
 
 def test_random_weights_are_judged_when_no_checkpoint_is_given(patches, tmp_path):
