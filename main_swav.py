@@ -11,27 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from src import cli, distributed, sync_bn
-from src.backbones import checkpoint_activations, create_backbone
-from src.checkpoint import CheckpointStore
+from src import cli, pretraining, sync_bn
+from src.backbones import create_backbone
 from src.clock import Clock
-from src.data.datasets import (
-    OWN_SETS,
-    ImageSource,
-    evenly_spread,
-    find_val_beside,
-    first_images,
-    open_images,
-    open_labelled,
-    refuse_split_root,
-    require_labels,
-)
-from src.data.loading import ResumableBatches, ToDevice, ViewDataset, make_loader
-from src.data.views import CentreView, RandomView, multi_crop
+from src.data.datasets import refuse_split_root
+from src.data.view_sets import multi_crop
+from src.data.views import RandomView
 from src.errors import UserError
-from src.evaluation.knn import KNNEvaluation
 from src.methods.deepcluster import DeepClusterV2
 from src.methods.prototype_base import PrototypeMethod
 from src.methods.sela import SeLaV2
@@ -39,8 +25,7 @@ from src.methods.swav import SwAV, rows_per_rank
 from src.monitor import Monitor, number
 from src.optim.larc import LARC
 from src.optim.schedules import warmup_cosine
-from src.sharding import shard
-from src.training import Training, choose_precision
+from src.pretraining import Pretraining
 
 
 def build_parser() -> cli.Parser:
@@ -191,40 +176,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     resolve(args)
     check(args, views)
 
-    # ------------------------------------------------------------------------------------------- processes, data
-    world = distributed.start(args.device, args.dist_url)
-    precision = choose_precision(args.precision, world.device)
-    source = open_images(args.dataset, args.data_path, "pretrain", args.download)
-    images = first_images(source, args.size_dataset)
-    batches = ResumableBatches(len(images), args.batch_size, rank=world.rank, world_size=world.size)
-    steps_per_epoch = len(batches) // args.accumulate
-    if steps_per_epoch == 0:
-        raise UserError(f"--accumulate {args.accumulate}: an epoch has only {len(batches)} batches")
-    clock = Clock(steps_per_epoch, args.epochs)
-    loader = make_loader(
-        ViewDataset(images, views, args.seed, colours_on_device=cli.colours_on_device(args.augment_on, world.device)),
-        batches,
-        workers=args.workers,
-        pin_memory=world.device.type == "cuda",
-    )
-    prepare = ToDevice(world.device, args.mean, args.std)
-
-    # ------------------------------------------------------------------------------------------- model, optimiser
-    cli.seed_everything(args.seed, args.deterministic)
-    method = build_method(args, world, len(images), rows_per_epoch=steps_per_epoch * args.accumulate * args.batch_size)
+    run = pretraining.start(args, views, args.data_path)
+    method = build_method(run)
     if args.sync_bn in ("pytorch", "apex"):
         group_size = args.syncbn_process_group_size if args.sync_bn == "apex" else 0
-        sync_bn.convert(method, group_size, world.device.type)
-    method.to(world.device)
-    if not args.shard:  # FSDP2 cuts up plain layouts only
-        method.to(memory_format=torch.channels_last)
-    if args.checkpoint_activations:
-        checkpoint_activations(method.backbone)
-    if args.compile:
-        method.backbone.compile(dynamic=False)
-    if args.shard:
-        shard(method, method.backbone, world.device)
-    torch.manual_seed(args.seed + world.rank)  # from here on (dropout, drop path) ranks differ
+        sync_bn.convert(method, group_size, run.world.device.type)
+    pretraining.place(run, method)
     optimizer = LARC(method.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=args.wd)
 
     def learning_rate(clock: Clock) -> float:
@@ -237,45 +194,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             final=args.final_lr,
         )
 
-    # ------------------------------------------------------------------------------------------- judge, run
-    knn = online_knn(args, source, prepare) if args.knn_freq else None
-    checkpoints = CheckpointStore(args.dump_path, vars(args), args.checkpoint_freq, args.keep_last)
-    monitor = Monitor(args.dump_path, args.tensorboard)
-    echo(args, monitor, method, clock, precision.name, len(images))
-    training = Training(
-        method=method,
-        optimizer=optimizer,
-        loader=loader,
-        batches=batches,
-        prepare=prepare,
-        schedules={"lr": learning_rate},
-        clock=clock,
-        device=world.device,
-        precision=precision,
-        monitor=monitor,
-        checkpoints=checkpoints,
-        accumulate=args.accumulate,
-        clip_norm=args.clip_norm,
-        evaluate=(lambda: knn(method.backbone)) if knn else None,
-        evaluate_every=max(1, args.knn_freq),
-        log_every=args.log_every,
-        save_every=args.save_every,
-        max_steps=args.max_steps,
+    knn = pretraining.online_knn(run, method)
+    return pretraining.train(
+        run, method, optimizer, {"lr": learning_rate}, knn, lambda monitor: echo(run, method, monitor)
     )
-    try:
-        training.restore(args.resume)
-        if world.is_main:
-            cli.save_settings(args.dump_path, args)
-        stopped_by = training.run()
-    finally:
-        monitor.close()
-    return 0 if stopped_by is None else 128 + stopped_by
 
 
-def build_method(
-    args: argparse.Namespace, world: distributed.World, num_images: int, rows_per_epoch: int
-) -> PrototypeMethod:
-    """The method with fresh weights. ``rows_per_epoch``: images that each process sees in an epoch."""
+def build_method(run: Pretraining) -> PrototypeMethod:
+    """The method with fresh weights."""
+    args, world = run.args, run.world
     common: dict[str, Any] = {
         "feat_dim": args.feat_dim,
         "hidden_mlp": args.hidden_mlp,
@@ -301,12 +228,13 @@ def build_method(
             queue_rows=queue_rows,
             epoch_queue_starts=args.epoch_queue_starts,
         )
+    rows_per_epoch = run.clock.steps_per_epoch * args.accumulate * args.batch_size
     if rows_per_epoch < max(args.nmb_prototypes):
         raise UserError(
             f"--nmb_prototypes {max(args.nmb_prototypes)}: a process sees {rows_per_epoch} images an epoch, and needs "
             "at least one for each prototype"
         )
-    common |= {"nmb_prototypes": args.nmb_prototypes, "num_images": num_images, "bank_rows": rows_per_epoch}
+    common |= {"nmb_prototypes": args.nmb_prototypes, "num_images": len(run.images), "bank_rows": rows_per_epoch}
     if args.method == "deepcluster-v2":
         return DeepClusterV2(backbone, **common, kmeans_iterations=args.kmeans_iterations)
     return SeLaV2(
@@ -319,38 +247,16 @@ def build_method(
     )
 
 
-def online_knn(args: argparse.Namespace, source: ImageSource, prepare: ToDevice) -> KNNEvaluation:
-    """kNN from the training images to the validation images."""
-    if args.dataset in OWN_SETS:
-        val = open_labelled(args.dataset, args.val_path or find_val_beside(args.dataset, args.data_path))
-        require_labels(source, args.data_path)
-        train = source
-    else:
-        train = open_images(args.dataset, args.data_path, "train")
-        val = open_images(args.dataset, args.data_path, "test")
-    view = CentreView(args.eval_size, args.eval_resize)
-    return KNNEvaluation(
-        evenly_spread(train, args.knn_train_images), val, view, prepare, k=args.knn_k, workers=args.workers
-    )
-
-
-def echo(
-    args: argparse.Namespace, monitor: Monitor, method: PrototypeMethod, clock: Clock, precision: str, images: int
-) -> None:
+def echo(run: Pretraining, method: PrototypeMethod, monitor: Monitor) -> None:
     """What is about to happen, in numbers that a user can check against the recipe."""
-    ranks = distributed.world_size()
-    batch = args.batch_size * ranks * args.accumulate
+    args, ranks = run.args, run.world.size
+    batch = args.batch_size * ranks
     crops = " + ".join(f"{n}x{size}" for n, size in zip(args.nmb_crops, args.size_crops, strict=True))
+    pretraining.echo_data(run, monitor, crops)
     prototypes = " + ".join(map(str, args.nmb_prototypes))
     parameters = sum(parameter.numel() for parameter in method.parameters())
-    monitor.say(cli.command_line())
-    monitor.say(f"data       {images} images of {args.data_path} ({args.dataset}), crops {crops}")
     size = f"{parameters / 1e6:.1f} M parameters, {prototypes} prototypes"
-    monitor.say(f"model      {args.method}, {args.arch}, {size}, {precision}")
-    monitor.say(
-        f"batch      {args.batch_size} x {ranks} processes x {args.accumulate} = {batch} images; "
-        f"{clock.steps_per_epoch} steps an epoch, {clock.total_steps} in all"
-    )
+    monitor.say(f"model      {args.method}, {args.arch}, {size}, {run.precision.name}")
     warmup = f"{number(args.start_warmup)} -> {number(args.base_lr)} in {args.warmup_epochs} epochs, "
     monitor.say(
         f"lr         {warmup if args.warmup_epochs else ''}{number(args.base_lr)} -> {number(args.final_lr)} by cosine"
@@ -363,7 +269,7 @@ def echo(
         )
     if args.queue_length != queue:
         monitor.warn(f"--queue_length {args.queue_length} is no multiple of the batch; rounded down as published")
-    seen = batch // args.accumulate + queue if isinstance(method, SwAV) else images
+    seen = batch + queue if isinstance(method, SwAV) else len(run.images)
     if max(args.nmb_prototypes) > seen:
         monitor.warn(
             f"{max(args.nmb_prototypes)} prototypes share {seen} samples in each assignment, so some stay unused; "
@@ -371,11 +277,9 @@ def echo(
         )
     if args.accumulate > 1:
         monitor.warn(
-            f"--accumulate averages gradients only: Sinkhorn and batch norm see {batch // args.accumulate} images at a "
+            f"--accumulate averages gradients only: Sinkhorn and batch norm see {batch} images at a "
             "time, so this is not a training with the larger batch; a queue (--queue_length) comes closer"
         )
-    if args.precision == "auto" and precision == "fp32":
-        monitor.say("precision  fp32: on the CPU it is faster than 16 bits (--precision bf16 insists)")
 
 
 if __name__ == "__main__":

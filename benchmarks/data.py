@@ -26,7 +26,8 @@ from src.cli import IMAGENET_MEAN, SWAV_STD
 from src.data.datasets import FolderImages
 from src.data.loading import Position, ToDevice, ViewDataset, collate
 from src.data.patches import cut_patches
-from src.data.views import RandomView, multi_crop
+from src.data.view_sets import multi_crop
+from src.data.views import RandomView
 
 MULTI_CROP = {
     "size_crops": [224, 96],

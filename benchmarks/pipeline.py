@@ -32,7 +32,8 @@ from benchmarks.timing import machine, wait_for_device
 from src.cli import IMAGENET_MEAN, SWAV_STD, colours_on_device
 from src.data.datasets import FolderImages, Subset
 from src.data.loading import Batch, ResumableBatches, ToDevice, ViewDataset, make_loader
-from src.data.views import RandomView, multi_crop
+from src.data.view_sets import multi_crop
+from src.data.views import RandomView
 
 
 class PaperDataset(Dataset[list[Tensor]]):

@@ -27,7 +27,8 @@ from src import cli
 from src.data.datasets import FolderImages
 from src.data.loading import Position, ToDevice, ViewDataset, collate, loader_of
 from src.data.patches import cut_patches
-from src.data.views import CentreView, multi_crop
+from src.data.view_sets import multi_crop
+from src.data.views import CentreView
 from src.evaluation.features import extract_features
 from src.monitor import duration, read_log
 from src.plots import crops_mosaic, embedding_map, training_curves

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,13 @@ from src.monitor import Monitor, duration, number
 from src.sharding import is_sharded
 
 Schedule = Callable[[Clock], float]
+
+
+class Evaluation(NamedTuple):
+    """What judges the method (in eval mode) after every so many epochs and after the last, on all ranks."""
+
+    every: int
+    judge: Callable[[], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class Training:
         batches: the sampler behind the loader, which is told where to start.
         prepare: moves a batch to the device and makes it what the method expects.
         schedules: for each option of the optimiser's groups (``lr``, ...) its value as a function of the clock. A
-            group with ``<option>_scale`` gets that multiple.
+            group with ``<option>_scale`` gets that multiple, and one with ``<option>_fixed`` keeps its own.
         clock: where to start; a resume sets it.
         device, precision: of the forward pass.
         monitor: says and records.
@@ -142,8 +149,7 @@ class Training:
         accumulate: batches whose gradients are averaged into one step. Batch statistics (Sinkhorn, batch norm) still
             see one batch at a time.
         clip_norm: bound on the global gradient norm; 0 = none.
-        evaluate: judges the method (in eval mode) and returns named numbers; called every ``evaluate_every``
-            epochs, on all ranks.
+        evaluations: what is judged between epochs; their named numbers are put together.
         log_every: steps between log lines.
         save_every: steps between checkpoints inside an epoch; 0 = at the end of each epoch only.
         max_steps: stop (and save) after so many steps in all.
@@ -162,8 +168,7 @@ class Training:
     checkpoints: CheckpointStore | None = None
     accumulate: int = 1
     clip_norm: float = 0.0
-    evaluate: Callable[[], Mapping[str, float]] | None = None
-    evaluate_every: int = 1
+    evaluations: Sequence[Evaluation] = ()
     log_every: int = 50
     save_every: int = 0
     max_steps: int | None = None
@@ -316,6 +321,8 @@ class Training:
         for option, schedule in self.schedules.items():
             value = schedule(self.clock)
             for group in self.optimizer.param_groups:
+                if group.get(f"{option}_fixed"):
+                    continue
                 group[option] = value * group.get(f"{option}_scale", 1.0)
 
     # ------------------------------------------------------------------------------------------------ reports
@@ -360,11 +367,14 @@ class Training:
     def _evaluate(self) -> None:
         done = self.clock.epoch
         is_last = self.clock.step >= self.last_step
-        if self.evaluate is None or not (is_last or done % self.evaluate_every == 0):
+        due = [evaluation for evaluation in self.evaluations if is_last or done % evaluation.every == 0]
+        if not due:
             return
         self.method.eval()
         distributed.broadcast_([b for n, b in self.method.named_buffers() if n not in self.state.per_rank_buffers])
-        values = self.evaluate()
+        values: dict[str, float] = {}
+        for evaluation in due:
+            values |= evaluation.judge()
         self.method.train()
         self.monitor.record(self.clock, "evaluation", values)
         listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())

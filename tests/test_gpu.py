@@ -9,7 +9,7 @@ from src.checkpoint import read_run
 from src.clock import Clock
 from src.data.datasets import FolderImages
 from src.data.loading import Batch, Position, ToDevice, ViewDataset, collate
-from src.data.views import multi_crop
+from src.data.view_sets import multi_crop
 from src.methods.swav import SwAV
 from src.optim.larc import LARC
 from tests.helpers import run

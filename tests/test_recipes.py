@@ -10,7 +10,7 @@ import pytest
 import eval_linear
 import eval_semisup
 import main_swav
-from src.data.views import multi_crop
+from src.data.view_sets import multi_crop
 from src.evaluation import classification, protocols
 from src.evaluation.protocols import LINEAR, SEMISUP
 from tests.helpers import ROOT

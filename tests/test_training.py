@@ -14,7 +14,7 @@ from src.diagnostics import Check
 from src.errors import Diverged, UserError
 from src.methods.base import Method
 from src.monitor import Monitor, duration, read_log
-from src.training import Training, choose_precision
+from src.training import Evaluation, Training, choose_precision
 
 CPU = torch.device("cpu")
 
@@ -130,7 +130,7 @@ def test_a_run_in_two_parts_equals_one_in_one_go(tmp_path, undisturbed, stop_at,
 
 
 def test_saving_along_the_way_changes_nothing(tmp_path, undisturbed):
-    training = make(tmp_path, save_every=1, log_every=1, evaluate=lambda: {"x": 1.0})
+    training = make(tmp_path, save_every=1, log_every=1, evaluations=[Evaluation(1, lambda: {"x": 1.0})])
     torch.manual_seed(5)
     training.run()
     assert_same(state_of(training), undisturbed)
@@ -239,7 +239,7 @@ def test_nothing_is_read_from_the_device_between_log_lines(monkeypatch):
 
 
 def test_logs_are_written_and_read_back(tmp_path):
-    training = make(tmp_path, log_every=2, evaluate=lambda: {"knn_top1": 50.0}, evaluate_every=2)
+    training = make(tmp_path, log_every=2, evaluations=[Evaluation(2, lambda: {"knn_top1": 50.0})])
     training.run()
     training.monitor.close()
     train = read_log(tmp_path / "log.jsonl", "train")

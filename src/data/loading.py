@@ -84,6 +84,10 @@ class Batch:
         )
 
 
+# The views of an image; or what they are in an epoch, as many in each
+Views = Sequence[View] | Callable[[int], Sequence[View]]
+
+
 class ViewDataset(Dataset[Sample]):
     """The views of every image of a source, addressed by epoch and index.
 
@@ -91,16 +95,16 @@ class ViewDataset(Dataset[Sample]):
     batches keep their size on every rank. Raises UserError after MAX_UNREADABLE_IN_A_ROW of them.
 
     Args:
-        source, views: every view of every image. Either all views are drawn or none is.
+        source, views: every view of every image, by epoch where they change. Either all are drawn or none is.
         seed: of the draws.
         colours_on_device: cut the views only, and send the draws along for :class:`ToDevice` to apply.
     """
 
     def __init__(
-        self, source: ImageSource, views: Sequence[View], seed: int = 0, colours_on_device: bool = False
+        self, source: ImageSource, views: Views, seed: int = 0, colours_on_device: bool = False
     ) -> None:
         self.source = source
-        self.views = list(views)
+        self.views_of = views if callable(views) else lambda epoch: views
         self.seed = seed
         self.colours_on_device = colours_on_device
 
@@ -116,14 +120,15 @@ class ViewDataset(Dataset[Sample]):
         return Sample(crops, label, index, unreadable, drawn if self.colours_on_device else None)
 
     def _cut(self, epoch: int, index: int) -> tuple[list[Tensor], list[Draw | None]]:
+        views = self.views_of(epoch)
         with self.source.open(index) as opened:
             picture = Picture(opened)
             draws = [
                 view.draw(keyed_generator(self.seed, epoch, index, number), picture.width, picture.height)
-                for number, view in enumerate(self.views)
+                for number, view in enumerate(views)
             ]
-            picture.reduction = min(view.reduction(draw) for view, draw in zip(self.views, draws, strict=True))
-            return [view.cut(picture, draw) for view, draw in zip(self.views, draws, strict=True)], draws
+            picture.reduction = min(view.reduction(draw) for view, draw in zip(views, draws, strict=True))
+            return [view.cut(picture, draw) for view, draw in zip(views, draws, strict=True)], draws
 
     def _next_readable(
         self, position: Position

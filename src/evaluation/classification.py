@@ -45,7 +45,7 @@ from src.files import write_atomically
 from src.monitor import Monitor, number
 from src.optim.schedules import multistep, warmup_cosine
 from src.pretrained import Pretrained
-from src.training import Training, choose_precision
+from src.training import Evaluation, Training, choose_precision
 
 # Settings that make another evaluation of it: a checkpoint with other ones is never continued
 IDENTITY = (
@@ -253,8 +253,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
         precision=precision,
         monitor=monitor,
         checkpoints=checkpoints,
-        evaluate=judge,
-        evaluate_every=args.eval_freq,
+        evaluations=[Evaluation(args.eval_freq, judge)],
         log_every=args.log_every,
         save_every=args.save_every,
         max_steps=args.max_steps,

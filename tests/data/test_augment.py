@@ -10,7 +10,8 @@ from src.data.augment import PackedDraws, apply_to_batch, apply_to_image, pack
 from src.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draw, keyed_generator
 from src.data.loading import Position, ToDevice, ViewDataset, collate
 from src.data.datasets import FolderImages
-from src.data.views import Picture, RandomView, multi_crop
+from src.data.view_sets import multi_crop
+from src.data.views import Picture, RandomView
 
 NOTHING = Draw(0, 0, 1, 1, False, (), 1.0, 1.0, 1.0, 0.0, False, 0.0, False)
 

@@ -13,7 +13,7 @@ from src.data.loading import (
     ViewDataset,
     make_loader,
 )
-from src.data.views import multi_crop
+from src.data.view_sets import multi_crop
 from src.errors import UserError
 
 VIEWS = multi_crop([32, 16], [2, 2], [0.3, 0.1], [1.0, 0.3])

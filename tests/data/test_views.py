@@ -10,7 +10,8 @@ from torchvision.transforms import v2
 
 from src.data.augment import apply_to_image
 from src.data.draws import keyed_generator
-from src.data.views import CentreView, Picture, RandomView, multi_crop
+from src.data.view_sets import multi_crop
+from src.data.views import CentreView, Picture, RandomView
 from src.errors import UserError
 from tests.helpers import ROOT
 

@@ -1,0 +1,53 @@
+"""The papers' sets of views."""
+
+from collections.abc import Sequence
+
+from src.data.views import RandomView
+from src.errors import UserError
+
+
+def multi_crop(
+    size_crops: Sequence[int],
+    nmb_crops: Sequence[int],
+    min_scale_crops: Sequence[float],
+    max_scale_crops: Sequence[float],
+    jitter_strength: float = 1.0,
+    grayscale: float = 0.2,
+    blur: float = 0.5,
+) -> list[RandomView]:
+    """SwAV's multi-crop: ``nmb_crops[g]`` views of ``size_crops[g]`` pixels for each resolution group g, in order.
+
+    Args:
+        size_crops, nmb_crops, min_scale_crops, max_scale_crops: one entry for each group.
+        jitter_strength: s in the colour jitter's strengths (0.8 s, 0.8 s, 0.8 s, 0.2 s).
+        grayscale, blur: their probabilities.
+
+    Raises UserError for lists of different lengths, and for values no image has a crop of.
+    """
+    lengths = {
+        "--size_crops": len(size_crops),
+        "--nmb_crops": len(nmb_crops),
+        "--min_scale_crops": len(min_scale_crops),
+        "--max_scale_crops": len(max_scale_crops),
+    }
+    if len(set(lengths.values())) != 1:
+        listing = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(f"the crop lists need one entry for each resolution, but have: {listing}")
+    for size, count, low, high in zip(size_crops, nmb_crops, min_scale_crops, max_scale_crops, strict=True):
+        if not 8 <= size <= 2048:
+            raise UserError(f"--size_crops {size}: expected 8 to 2048 pixels")
+        if count < 1:
+            raise UserError(f"--nmb_crops {count}: expected at least one crop of each resolution")
+        if not 0.0 < low <= high <= 1.0:
+            raise UserError(f"crop scales {low} to {high}: expected 0 < min <= max <= 1 (shares of the image area)")
+    if not 0.0 <= jitter_strength <= 2.5:
+        raise UserError(f"--jitter_strength {jitter_strength}: expected 0 to 2.5 (the hue shift is 0.2 times it)")
+    for name, probability in (("--grayscale", grayscale), ("--blur", blur)):
+        if not 0.0 <= probability <= 1.0:
+            raise UserError(f"{name} {probability}: expected a probability from 0 to 1")
+    s = jitter_strength
+    return [
+        RandomView(size, (low, high), jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s), grayscale=grayscale, blur=blur)
+        for size, count, low, high in zip(size_crops, nmb_crops, min_scale_crops, max_scale_crops, strict=True)
+        for _ in range(count)
+    ]
