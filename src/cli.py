@@ -26,6 +26,10 @@ RETIRED = {
     "gpu": "each process takes its own GPU",
     "start_epoch": "a resume knows its epoch",
     "mode": "it never had one",
+    "sched": "it never had one",
+    "reduce_mean": "it never had one",
+    "pin_mem": "memory is pinned for GPUs",
+    "no_pin_mem": "memory is pinned for GPUs",
     "num_labels": "the classes are counted",
     "label": "the data folder decides, or --labels_perc",
     "patch_size": "the name of a transformer tells it",
@@ -37,7 +41,7 @@ RETIRED = {
     "improve_numerical_stability": "Sinkhorn is safe at any epsilon",
 }
 # Those that never took a value: a word after them is something else.
-RETIRED_SWITCHES = {"multiprocessing_distributed", "use_env"}
+RETIRED_SWITCHES = {"multiprocessing_distributed", "use_env", "pin_mem", "no_pin_mem"}
 
 
 def boolean(text: str) -> bool:
@@ -261,7 +265,9 @@ def add_backbone_arguments(parser: Parser) -> None:
 
 def add_run_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--dump_path", default=".", help="folder of the run: checkpoints, logs, settings")
+    group.add_argument(
+        "--dump_path", "--output_dir", default=".", help="folder of the run: checkpoints, logs, settings"
+    )
     group.add_argument(
         "--resume",
         default="auto",

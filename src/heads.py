@@ -1,6 +1,7 @@
 """Small networks on top of a backbone: projectors and prototypes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,63 @@ def projector(width: int, hidden: int, out: int, batch_norm: bool = True) -> nn.
     if batch_norm:
         layers.append(nn.BatchNorm1d(hidden))
     return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(hidden, out))
+
+
+class TwistHead(nn.Module):
+    """TWIST's head (arXiv 2110.07402): two hidden layers, classes, and a batch norm without weights that makes logits.
+
+    Keys are the published ones below ``projection_heads.``.
+
+    Args:
+        width: of the features.
+        hidden, classes: of the hidden layers and of the output, C.
+        activation: ``relu``, or ``gelu`` (exact).
+        dropout: after the first activation.
+        norm: of the hidden layers: ``bn``, ``ln`` or ``none``.
+        last_norm: normalise the output.
+        truncated_init: linear layers start as those of transformers.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int = 4096,
+        classes: int = 4096,
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        norm: str = "bn",
+        last_norm: bool = True,
+        truncated_init: bool = False,
+    ) -> None:
+        super().__init__()
+        norms: dict[str, Callable[[int], nn.Module]] = {
+            "bn": nn.BatchNorm1d,
+            "ln": partial(nn.LayerNorm, eps=1e-6),
+            "none": nn.Identity,
+        }
+        activations: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+        self.projection_head = nn.Sequential(
+            nn.Linear(width, hidden),
+            norms[norm](hidden),
+            activations[activation](),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+            norms[norm](hidden),
+            activations[activation](),
+        )
+        self.last_linear = nn.Linear(hidden, classes)
+        self.norm: nn.Module = nn.BatchNorm1d(classes, affine=False) if last_norm else nn.Identity()
+        if truncated_init:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, F) -> what the last norm sees, and the logits, (n, C) each."""
+        output = self.last_linear(self.projection_head(features))
+        return output, self.norm(output)
 
 
 class Prototypes(nn.Linear):

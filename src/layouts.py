@@ -141,6 +141,7 @@ def resnet_in(backbone: Mapping[str, Tensor]) -> tuple[str, float, str] | None:
         (True, (3, 4, 6, 3)): "resnet50",
         (True, (3, 4, 23, 3)): "resnet101",
         (True, (3, 8, 36, 3)): "resnet152",
+        (True, (3, 24, 36, 3)): "resnet200",
     }
     name = names.get((bottleneck, tuple(depths)))  # type: ignore[arg-type]
     channels, _, side, _ = backbone["conv1.weight"].shape

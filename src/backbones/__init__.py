@@ -26,9 +26,6 @@ __all__ = [
 
 # Names of the published programs -> timm's
 ALIASES = {
-    "vit_t": "vit_tiny_patch16_224",
-    "vit_s": "vit_small_patch16_224",
-    "vit_b": "vit_base_patch16_224",
     "efficientb0": "efficientnet_b0",
     "efficientb1": "efficientnet_b1",
     "mobilenetv3": "mobilenetv3_large_100",
@@ -39,10 +36,11 @@ def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", dr
     """Builds a backbone with fresh weights; call :func:`initialize` on the finished network.
 
     Args:
-        name: ``resnet18/34/50/101/152``, ``resnet50w2/w4/w5``, any model name of timm, or one of ALIASES.
+        name: ``resnet18/34/50/101/152/200``, ``resnet50w2/w4/w5``, ``resnet200w2``, TWIST's ``vit_t/s/b``, any model
+            name of timm, or one of ALIASES.
         width: further factor on the channels of our ResNets (0.25: a network a CPU can train).
         stem: ``imagenet`` (7x7 stride 2, max pool) or ``small`` (3x3, no pool); our ResNets only.
-        drop_path: stochastic depth, for timm models that know it.
+        drop_path: stochastic depth, for transformers and timm models that know it.
 
     Raises UserError for an unknown name or an option that the model does not have.
     """
@@ -57,6 +55,10 @@ def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", dr
         return ResNet(block, depths, own_width * width, small_stem=stem == "small")
     if width != 1.0 or stem != "imagenet":
         raise UserError(f"width and stem are options of our ResNets, not of {name!r}")
+    if name in ("vit_t", "vit_s", "vit_b"):
+        from src.backbones.vit import VisionTransformer  # imports timm
+
+        return VisionTransformer(name, drop_path)
     return _timm_backbone(name, drop_path)
 
 

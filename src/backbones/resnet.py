@@ -158,6 +158,8 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
     "resnet50": (Bottleneck, (3, 4, 6, 3), 1.0),
     "resnet101": (Bottleneck, (3, 4, 23, 3), 1.0),
     "resnet152": (Bottleneck, (3, 8, 36, 3), 1.0),
+    "resnet200": (Bottleneck, (3, 24, 36, 3), 1.0),
+    "resnet200w2": (Bottleneck, (3, 24, 36, 3), 2.0),
     "resnet50w2": (Bottleneck, (3, 4, 6, 3), 2.0),
     "resnet50w4": (Bottleneck, (3, 4, 6, 3), 4.0),
     "resnet50w5": (Bottleneck, (3, 4, 6, 3), 5.0),

@@ -17,7 +17,7 @@ class Draw(NamedTuple):
 
     ``order`` lists the jitter operations as they are applied, and is empty when the view is not jittered. Factors are
     multiplicative around 1, ``hue`` is a shift in turns, and ``blur_sigma`` is in pixels of the output, 0 for no
-    blur. The box is in pixels of the original image.
+    blur. The box is in pixels of the original image. ``seed`` is for views that leave the rest to another library.
     """
 
     top: int
@@ -33,6 +33,12 @@ class Draw(NamedTuple):
     grayscale: bool
     blur_sigma: float
     solarize: bool
+    seed: int = 0
+
+
+def no_change(width: int, height: int) -> Draw:
+    """The whole image as it is."""
+    return Draw(0, 0, height, width, False, (), 1.0, 1.0, 1.0, 0.0, False, 0.0, False)
 
 
 def keyed_generator(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:

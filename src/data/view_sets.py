@@ -1,8 +1,11 @@
 """The papers' sets of views."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from src.data.views import RandomView
+
+from src.data.randaugment import RandAugmentView
+from src.data.views import RandomView, View
 from src.errors import UserError
 
 
@@ -51,3 +54,33 @@ def multi_crop(
         for size, count, low, high in zip(size_crops, nmb_crops, min_scale_crops, max_scale_crops, strict=True)
         for _ in range(count)
     ]
+
+
+def twist(
+    aug: str,
+    local_crops: int,
+    img_size: int = 224,
+    global_scale: tuple[float, float] = (0.4, 1.0),
+    local_scale: tuple[float, float] = (0.05, 0.4),
+    sizes: tuple[int, int] = (224, 96),
+) -> Sequence[View]:
+    """TWIST's views (arXiv 2110.07402): two global ones, then the local ones; all resized bicubically.
+
+    Args:
+        aug: ``multicrop`` (two global and ``local_crops`` local views), ``barlow`` (two views that differ in blur and
+            solarisation), ``moco`` (two alike) or ``rand`` (two by timm's RandAugment and random erasing).
+        local_crops: of ``multicrop``.
+        img_size: pixels of ``barlow`` and ``moco``.
+        global_scale, local_scale: shares of the area, of ``multicrop``.
+        sizes: pixels of the global and the local views of ``multicrop``, and (the first) of ``rand``.
+    """
+    view = RandomView(img_size, (0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), bicubic=True)
+    if aug == "rand":
+        return [RandAugmentView(sizes[0])] * 2
+    if aug == "moco":
+        return [replace(view, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), blur=0.5)] * 2
+    local = replace(view, size=sizes[1], scale=local_scale, blur=0.5)
+    if aug == "multicrop":
+        view = replace(view, size=sizes[0], scale=global_scale)
+    first, second = replace(view, blur=1.0), replace(view, blur=0.1, solarize=0.2)
+    return [first, second] + [local] * (local_crops if aug == "multicrop" else 0)

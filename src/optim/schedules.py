@@ -31,6 +31,36 @@ def warmup_cosine(
     return final + 0.5 * (base - final) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
+def phased(
+    step: int,
+    *,
+    total: int,
+    switch: int,
+    warmups: tuple[int, int],
+    bases: tuple[float, float],
+    floor: float = 0.001,
+) -> float:
+    """TWIST's learning rate: two phases, each with a linear warm-up from 0 and a cosine to ``floor`` times its base.
+
+    Args:
+        step: the first one has 0.
+        total: steps of both phases.
+        switch: the second phase's first step; it starts at 0 again.
+        warmups: steps of each phase's warm-up. While the first one lasts, it goes before the switch.
+        bases: each phase's peak.
+    """
+    if step < warmups[0]:
+        return bases[0] * step / warmups[0]
+    second = step >= switch
+    first_step, last = (switch, total) if second else (0, switch)
+    warmup, base = warmups[second], bases[second]
+    done = step - first_step
+    if done < warmup:
+        return base * done / warmup
+    progress = min(1.0, (done - warmup) / max(1, last - first_step - warmup))
+    return base * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
 def multistep(epoch: int, *, base: float, milestones: Sequence[int], gamma: float) -> float:
     """``base * gamma ** (number of milestones reached)``; a milestone counts from its own epoch on."""
     return base * gamma ** bisect.bisect_right(sorted(milestones), epoch)
