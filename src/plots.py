@@ -143,3 +143,37 @@ def embedding_map(
         markerscale=1.6,
     )
     _save(figure, path)
+
+
+def cluster_mosaic(rows: Sequence[tuple[str, Sequence[Tensor]]], path: str | Path) -> None:
+    """One row of images, (3, s, s) uint8, for each cluster, with its title on the left."""
+    columns = max(len(images) for _, images in rows)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.1 * columns + 1.6, 1.1 * len(rows)), squeeze=False)
+    for axis_row, (title, images) in zip(axes, rows, strict=True):
+        for axis in axis_row:
+            axis.axis("off")
+        for axis, image in zip(axis_row, images, strict=False):
+            axis.imshow(image.permute(1, 2, 0).numpy())
+        axis_row[0].text(-0.1, 0.5, title, ha="right", va="center", fontsize=8, transform=axis_row[0].transAxes)
+    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    _save(figure, path)
+
+
+def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -> None:
+    """Shares of each true class (row) put into each class and, in the last column, into none.
+
+    Args:
+        counts: (C, C + 1) images.
+        classes: C names; written beside the rows where there are at most 60.
+        path: of the PNG.
+    """
+    shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    side = min(12.0, 3.0 + 0.2 * len(classes))
+    figure, axis = plt.subplots(figsize=(side + 1, side))
+    image = axis.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(image, ax=axis, fraction=0.045, label="share of the true class")
+    if len(classes) <= 60:
+        axis.set_xticks(range(len(classes) + 1), [*classes, "none"], rotation=90, fontsize=7)
+        axis.set_yticks(range(len(classes)), classes, fontsize=7)
+    axis.set(xlabel="class of the cluster", ylabel="true class")
+    _save(figure, path)

@@ -14,6 +14,9 @@ from src.errors import UserError
 from src.files import describe_mismatch, read_file
 from src.layouts import backbone_in, family_of, resnet_in, weights_in
 
+# What --key may be for checkpoints of ours -> the prefix of those weights
+OWN_KEYS = {"auto": "backbone.", "none": "backbone.", "backbone": "backbone.", "teacher_backbone": "teacher.backbone."}
+
 
 @dataclass(frozen=True)
 class BackboneSpec:
@@ -64,7 +67,9 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
         settings = {**content["settings"], "batch": content["batch_size"]}
         family = settings["method"]
         spec = BackboneSpec(settings["arch"], settings.get("width", 1.0), settings.get("stem", "imagenet"))
-        prefix = "backbone."
+        prefix = OWN_KEYS.get(key, "")
+        if not any(prefix and name.startswith(prefix) for name in content["state_dict"]):
+            raise UserError(f"{path} has no {key!r}: expected one of {', '.join(OWN_KEYS)}")
         state = {n[len(prefix) :]: t for n, t in content["state_dict"].items() if n.startswith(prefix)}
         origin = f"step {content['step']} of a {settings['method']} run"
     else:

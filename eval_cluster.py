@@ -1,0 +1,169 @@
+"""Judges how well images fall into classes without labels: by a head's own classes, or by k-means on the features.
+
+python eval_cluster.py --data_path /path/to/imagenet --pretrained runs/twist/checkpoint.pth.tar
+python eval_cluster.py --data_path /path/to/imagenet --pretrained resnet50.pth --kmeans 1000
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src import cli, distributed
+from src.data.loading import loader_of
+from src.data.views import Picture
+from src.errors import UserError
+from src.evaluation.class_heads import load_class_head
+from src.evaluation.clustering import class_prediction, clustering_scores, contingency, match
+from src.evaluation.features import extract_features
+from src.evaluation.subject import Subject, open_subject, open_weights
+from src.files import write_atomically
+from src.plots import cluster_mosaic, confusion_matrix
+
+
+def build_parser() -> cli.Parser:
+    parser = cli.Parser("Unsupervised classification.", positionals=("data_path", "pretrained"))
+    cli.add_evaluation_arguments(parser)
+    group = parser.add_argument_group("classes")
+    group.add_argument(
+        "--kmeans", type=cli.positive, help="so many clusters of the features, by k-means, whatever head there is"
+    )
+    group.add_argument("--normalize", type=cli.boolean, default=True, help="features to unit length, before k-means")
+    group.add_argument("--act", choices=["relu", "gelu"], help="of TWIST's head, if the file does not tell")
+    group.add_argument("--tau", type=float, help="temperature of the head's probabilities; default: the run's")
+    group.add_argument("--batch_size", type=cli.positive, default=256, help="images for each process")
+    group.add_argument("--mosaic", type=cli.non_negative, default=12, help="clusters shown in clusters.png")
+    cli.add_device_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.tau is not None and args.tau <= 0:
+        raise UserError("--tau must be positive")
+    world = distributed.start(args.device, args.dist_url)
+    weights = open_weights(args)
+    head = None
+    if not args.kmeans:
+        head = load_class_head(args.pretrained, args.key, args.act) if args.pretrained else None
+        if head is None:
+            raise UserError("these weights have no head that makes classes: --kmeans N clusters their features")
+    subject = open_subject(args, weights, world.device)
+    if args.kmeans and args.kmeans > len(subject.test):
+        raise UserError(f"--kmeans {args.kmeans}: there are only {len(subject.test)} images")
+
+    loader_options = (args.batch_size, args.workers, world.device)
+    if head is not None:
+        how = f"the head's {head.classes} classes"
+        confidence, labels = class_prediction(
+            subject.backbone,
+            head.module.to(world.device),
+            subject.test,
+            subject.view,
+            subject.prepare,
+            args.workers,
+            args.tau or head.temperature,
+            args.batch_size,
+            "images",
+        )
+    else:
+        how = f"k-means with {args.kmeans} clusters"
+        loader = loader_of(subject.test, subject.view, *loader_options)
+        features, labels = extract_features(subject.backbone, loader, subject.prepare, "images")
+        confidence = by_kmeans(features, args.kmeans, args.normalize, args.seed) if world.is_main else features
+    if world.is_main:
+        report(args.dump_path, subject, how, confidence.cpu(), labels.cpu(), args.mosaic)
+    distributed.barrier()
+    return 0
+
+
+def by_kmeans(features_NF: Tensor, clusters: int, normalize: bool, seed: int) -> Tensor:
+    """(N, K): closeness to each of scikit-learn's k-means centres (the best of ten starts), largest for the nearest."""
+    from sklearn.cluster import KMeans  # slow to import
+
+    features = (F.normalize(features_NF, dim=1) if normalize else features_NF).cpu()
+    found = KMeans(clusters, n_init=10, random_state=seed).fit(features.numpy())
+    return -torch.cdist(features, torch.as_tensor(found.cluster_centers_, dtype=features.dtype))
+
+
+def report(
+    folder: str,
+    subject: Subject,
+    how: str,
+    confidence_NK: Tensor,
+    labels_N: Tensor,
+    mosaic: int,
+) -> None:
+    """Prints the scores and writes ``cluster.json``, ``predictions.csv``, ``clusters.png`` and ``confusion.png``."""
+    out = Path(folder)
+    best, clusters = confidence_NK.max(dim=1)
+    # closeness to k-means centres ranks clusters as probabilities do
+    scores = clustering_scores(clusters, labels_N, probabilities=confidence_NK)
+    used = len(clusters.unique())
+    print(f"{subject.description}; {len(labels_N)} images of {subject.num_classes} classes")
+    print(f"{how}, {used} of them in use")
+    print("  ".join(f"{name} {value:.2f} %" for name, value in scores.items()))
+    table = contingency(clusters, labels_N)
+    classes_K = match(table)
+    content = {
+        "what": subject.description,
+        "how": how,
+        "images": len(labels_N),
+        "clusters_in_use": used,
+        "scores": scores,
+        "class_of_cluster": {
+            str(k): subject.test.classes[c] for k, c in enumerate(classes_K.tolist()) if c >= 0 and table[k].any()
+        },
+    }
+    text = json.dumps(content, indent=2).encode()
+    write_atomically(out / "cluster.json", lambda file: file.write(text))
+    rows = io.StringIO()
+    writer = csv.writer(rows)
+    writer.writerow(["image", "cluster", "class", "true class"])
+    names = [*subject.test.classes, "-"]  # -1 is the last one
+    for n, (k, label) in enumerate(zip(clusters.tolist(), labels_N.tolist(), strict=True)):
+        writer.writerow([subject.test.name(n), k, names[classes_K[k]], names[label]])
+    write_atomically(out / "predictions.csv", lambda file: file.write(rows.getvalue().encode()))
+    confusion_matrix(confusion(table, classes_K), subject.test.classes, out / "confusion.png")
+    if mosaic:
+        cluster_mosaic(mosaic_of(subject, clusters, best, classes_K, mosaic), out / "clusters.png")
+    print(f"cluster.json, predictions.csv, confusion.png{', clusters.png' if mosaic else ''} are in {out}")
+
+
+def confusion(table_KC: Tensor, classes_K: Tensor) -> Tensor:
+    """(C, C + 1): images of each true class that are put into each class, and in the last column into none."""
+    classes = table_KC.shape[1]
+    counts = torch.zeros(classes + 1, classes, dtype=torch.int64)
+    counts.index_add_(0, torch.where(classes_K < 0, classes, classes_K), table_KC)
+    return counts.T
+
+
+def mosaic_of(
+    subject: Subject, clusters_N: Tensor, confidence_N: Tensor, classes_K: Tensor, rows: int, columns: int = 8
+) -> list[tuple[str, list[Tensor]]]:
+    """A title and the most confident images of each of the largest clusters."""
+    sizes = torch.bincount(clusters_N, minlength=len(classes_K))
+    shown = []
+    for k in sizes.argsort(descending=True)[:rows].tolist():
+        members = (clusters_N == k).nonzero().flatten()
+        if not len(members):
+            break
+        top = members[confidence_N[members].argsort(descending=True)[:columns]].tolist()
+        name = subject.test.classes[classes_K[k]] if classes_K[k] >= 0 else "no class"
+        shown.append((f"{k}: {name} ({len(members)})", [thumbnail(subject, n) for n in top]))
+    return shown
+
+
+def thumbnail(subject: Subject, index: int) -> Tensor:
+    """(3, s, s) uint8: the image as the network sees it."""
+    with subject.test.open(index) as opened:
+        return subject.view.cut(Picture(opened), None)
+
+
+if __name__ == "__main__":
+    cli.run(main)
