@@ -2,19 +2,23 @@
 
 import json
 import os
-import random
 import re
 import shlex
 import signal
-import subprocess
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from src.checkpoint import read_run
-from tests.helpers import ROOT, run, script, torchrun
+from tests.helpers import run, torchrun
+from tests.runs import (
+    assert_same_end,
+    children_of,
+    final_state,
+    kill_until_done,
+    start,
+    wait_for_steps,
+)
 
 SMALL = [
     "--arch", "resnet18", "--width", "0.125", "--stem", "small", "--size_crops", "16", "12", "--nmb_crops", "2", "1",
@@ -25,35 +29,6 @@ SMALL = [
 
 def command(patches, folder, *extra):
     return ["main_swav.py", "--data_path", patches / "train", "--dump_path", folder, *SMALL, *map(str, extra)]
-
-
-def final_state(folder):
-    """Every tensor of the newest checkpoint, by name."""
-    content = read_run(folder / "checkpoint.pth.tar")
-    tensors = {}
-
-    def collect(name, value):
-        if isinstance(value, torch.Tensor):
-            tensors[name] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                collect(f"{name}.{key}", item)
-        elif isinstance(value, list):
-            for i, item in enumerate(value):
-                collect(f"{name}.{i}", item)
-
-    for part in ("state_dict", "per_rank", "optimizer"):
-        collect(part, content[part])
-    return content["step"], tensors
-
-
-def assert_same_end(a: Path, b: Path):
-    (step_a, first), (step_b, second) = final_state(a), final_state(b)
-    assert step_a == step_b
-    assert first.keys() == second.keys()
-    assert len(first) > 100
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert different == []
 
 
 def test_a_short_run_writes_what_it_promises(patches, tmp_path):
@@ -83,60 +58,8 @@ def test_a_short_run_writes_what_it_promises(patches, tmp_path):
     assert "continuing from" in again.stdout
 
 
-def start(arguments, launcher=None):
-    return subprocess.Popen(
-        script(*arguments, launcher=launcher),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def logged_steps(folder: Path) -> int:
-    log = folder / "log.jsonl"
-    return log.read_text().count('"kind": "train"') if log.exists() else 0
-
-
-def wait_for_steps(process, folder, count):
-    while process.poll() is None and logged_steps(folder) < count:
-        time.sleep(0.005)
-
-
-def children_of(pid: int) -> list[int]:
-    """Its child processes; torchrun gives each rank a session of its own."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def kill_everything(process: "subprocess.Popen[str]") -> None:
-    """kill -9 for a script and its workers, or for a launcher, its ranks and their workers, at one moment."""
-    sessions = {os.getsid(pid) for pid in [process.pid, *children_of(process.pid)]}
-    for session in sessions:
-        os.killpg(session, signal.SIGKILL)
-    process.communicate()
-
-
 LONG = ("--epochs", 8, "--batch_size", 8, "--log_every", 1, "--save_every", 2, "--queue_length", 16,
         "--epoch_queue_starts", 1, "--freeze_prototypes_niters", 5)  # fmt: skip
-
-
-def kill_until_done(arguments, folder, kills, launcher=None, seed=0):
-    """Starts the run, kills -9 all of it at random moments, and lets the last start finish."""
-    chance = random.Random(seed)
-    workers = 0
-    for _ in range(kills):
-        process = start([*arguments, "--workers", workers], launcher and launcher())
-        wait_for_steps(process, folder, logged_steps(folder) + chance.randint(2, 6))
-        time.sleep(chance.random() * 0.05)
-        assert process.poll() is None, process.stdout.read()
-        kill_everything(process)
-        workers = 2 - workers  # the number of workers makes no difference
-    process = start([*arguments, "--workers", workers], launcher and launcher())
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    assert "continuing from" in output
 
 
 @pytest.mark.parametrize("augment_on", ["worker", "device"])

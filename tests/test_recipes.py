@@ -10,6 +10,7 @@ import pytest
 import eval_linear
 import eval_semisup
 import main_swav
+import main_twist
 from src.data.view_sets import multi_crop
 from src.evaluation import classification, protocols
 from src.evaluation.protocols import LINEAR, SEMISUP
@@ -90,8 +91,54 @@ FLAGS = {
         "head_bn": False, "queue_length": 1536, "epoch_queue_starts": 0,
     },
 }  # fmt: skip
+# TWIST's published table (as far as it differs from the flags' defaults, which are the first column of it but one) ...
+TWIST = {
+    "arch": "resnet50", "dim": 4096, "hid_dim": 4096, "aug": "multicrop", "local_crops_number": 12, "epochs": 850,
+    "mme_epochs": 800, "optim": "lars", "lr": 0.5, "lr_sl": 0.05, "weight_decay": 1.5e-6, "weight_decay_end": 1.5e-6,
+    "lam1": 0.0, "lam2": 1.0, "tau": 1.0, "EPS": 1e-5, "act": "relu", "drop_path": 0.0, "clip_norm": 0.0,
+    "use_momentum_encoder": False, "batch_size": 128, "bunch_size": 256, "warmup_epochs": 10, "sl_warmup_epochs": 5,
+    "lr_wbr": 1.0, "quantile": 0.5, "quantile_end": 0.6, "min1": 0.4, "max1": 1.0, "min2": 0.05, "max2": 0.4,
+    "size_crops": [224, 96], "proj_norm": "bn", "lbn_type": "bn", "seed": 0, "std": [0.229, 0.224, 0.225],
+}  # fmt: skip
+VIT = {
+    "optim": "admw", "lam1": -0.6, "lam2": 1.0, "clip_norm": 3.0, "use_momentum_encoder": True, "momentum_start": 0.996,
+    "momentum_end": 1.0, "epochs": 300, "mme_epochs": 300, "weight_decay": 0.06, "weight_decay_end": 0.06,
+    "local_crops_number": 6,
+}  # fmt: skip
+TWO = {"dim": 32768, "aug": "barlow", "local_crops_number": 0, "epochs": 800, "batch_size": 256}
+# ... name: nodes of 8 GPUs, global batch, processes a bunch, flags
+TWIST_RECIPES = {
+    "twist_resnet50_2views": (1, 2048, 1, TWO),
+    "twist_resnet50_multicrop": (2, 2048, 2, {}),
+    "twist_resnet50w2": (
+        4, 1920, 4, {"arch": "resnet50w2", "batch_size": 60, "bunch_size": 240, "epochs": 250, "mme_epochs": 200},
+    ),
+    "twist_deit_s": (
+        2, 1024, 4, {**VIT, "arch": "vit_s", "batch_size": 64, "lr": 3e-4, "weight_decay_end": 0.12, "act": "gelu"},
+    ),
+    "twist_vit_b": (
+        4, 1024, 8,
+        {**VIT, "arch": "vit_b", "batch_size": 32, "lr": 7.5e-4, "act": "gelu", "drop_path": 0.1,
+         "local_crops_number": 10},
+    ),
+    "twist_deit_s_first_release": (2, 2048, 2, {**VIT, "arch": "vit_s", "batch_size": 128, "lr": 5e-4}),
+    "twist_vit_b_first_release": (4, 2048, 4, {**VIT, "arch": "vit_b", "batch_size": 64, "lr": 7.5e-4}),
+    "twist_unsupervised_classification": (1, 2048, 1, {**TWO, "dim": 1000}),
+}  # fmt: skip
+
 # Evaluations: what they resolve to on 8 processes.
 JUDGES = {
+    "twist_eval_semisup_1percent": (
+        eval_semisup, SEMISUP,
+        {"protocol": "barlow", "lr": [0.2], "lr_backbone": 0.04, "labels_perc": 1, "epochs": 20, "batch_size": 32},
+    ),
+    "twist_eval_semisup_10percent": (
+        eval_semisup, SEMISUP, {"protocol": "barlow", "lr": [0.2], "lr_backbone": 0.02, "labels_perc": 10, "wd": 0},
+    ),
+    "twist_eval_semisup_100percent": (
+        eval_semisup, SEMISUP,
+        {"protocol": "barlow", "lr": [0.2], "lr_backbone": 0.01, "labels_perc": 100, "epochs": 30},
+    ),
     "eval_linear": (
         eval_linear, LINEAR, {"protocol": "swav", "lr": [0.3], "batch_size": 32, "epochs": 100, "wd": 1e-6},
     ),
@@ -123,7 +170,7 @@ def command_of(name: str, *extra: str) -> list[str]:
 
 
 def test_every_recipe_is_checked():
-    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == {*FLAGS, *JUDGES}
+    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == {*FLAGS, *TWIST_RECIPES, *JUDGES}
 
 
 @pytest.mark.parametrize("name", RESOURCES)
@@ -163,6 +210,24 @@ def test_flags_are_the_published_ones(name):
             next((key for key in ("bs256", "w4", "w5") if key in name), ""), 4096
         )
         assert args.queue_length % total == 0
+
+
+@pytest.mark.parametrize("name", TWIST_RECIPES)
+def test_twists_recipes_are_the_published_ones(name):
+    nodes, batch, ranks_a_bunch, flags = TWIST_RECIPES[name]
+    script, *words = command_of(name)
+    assert script == "main_twist.py"
+    args = main_twist.build_parser().parse_args(words)
+    main_twist.resolve(args)
+    main_twist.check(args)
+    expected = {**TWIST, **flags}
+    assert {flag: getattr(args, flag) for flag in expected} == expected
+    found = directives(SCRIPTS / f"{name}.sh")
+    assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, str(nodes), "8")
+    assert args.batch_size * 8 * nodes == batch
+    assert main_twist.check_bunches(args, 8 * nodes) == ranks_a_bunch
+    views = main_twist.views_of(args, 0)
+    assert [view.size for view in views] == [224, 224] + [96] * args.local_crops_number
 
 
 @pytest.mark.parametrize("name", JUDGES)

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=twist_eval_semisup_10percent
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=80
+#SBATCH --mem=450G
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# Fine-tuning with 10 % of ImageNet's labels as TWIST does it: 20 epochs, 256 images a step. Published top-1: 71.7 %.
+# Set DATASET_PATH (the folder that holds train and val), SUBSET_FILE (SimCLR's 10percent.txt), CHECKPOINT and
+# EXPERIMENT_PATH; further flags go on the command line. Works without Slurm, too.
+DATASET_PATH=${DATASET_PATH:-/path/to/imagenet}
+SUBSET_FILE=${SUBSET_FILE:-10percent.txt}
+CHECKPOINT=${CHECKPOINT:-experiments/twist_resnet50_multicrop/checkpoint.pth.tar}
+EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/twist_eval_semisup_10percent}
+
+exec scripts/launch.sh eval_semisup.py --protocol barlow \
+  --data_path "$DATASET_PATH" --pretrained "$CHECKPOINT" --dump_path "$EXPERIMENT_PATH" \
+  --labels_perc 10 --subset_file "$SUBSET_FILE" --weights finetune --lr_backbone 0.02 --lr_classifier 0.2 --weight_decay 0 \
+  --batch_size 256 --epochs 20 \
+  "$@"

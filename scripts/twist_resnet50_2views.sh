@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=twist_resnet50_2views
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=80
+#SBATCH --mem=450G
+#SBATCH --time=72:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# TWIST, ResNet-50, two views, 800 epochs, 8 GPUs x 256 = 2048 images a step. Published linear top-1: 72.6 %.
+# Set DATASET_PATH (the folder that holds train) and EXPERIMENT_PATH, and submit from the repository's root; further
+# flags go on the command line. Works without Slurm, too.
+DATASET_PATH=${DATASET_PATH:-/path/to/imagenet}
+EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/twist_resnet50_2views}
+
+exec scripts/launch.sh main_twist.py \
+  --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
+  --backbone resnet50 --dim 32768 --aug barlow --batch_size 256 --bunch_size 256 --epochs 800 --mme_epochs 800 \
+  "$@"
