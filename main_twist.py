@@ -136,6 +136,8 @@ def build_parser() -> cli.Parser:
         "--enable_watch", type=cli.boolean, default=True,
         help="scores of the classes against labels after every epoch; false: after every tenth",
     )  # fmt: skip
+    for name in ("eval_only", "inference_only"):
+        parser.add_argument(f"--{name}", type=cli.boolean, default=False, help="that is eval_cluster.py now")
     cli.add_device_arguments(parser)
     cli.add_precision_arguments(parser)
     parser.add_argument("--determine", dest="deterministic", type=cli.boolean, help="TWIST's word for --deterministic")
@@ -160,6 +162,8 @@ def resolve(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuses what cannot be trained, before anything is started."""
+    if args.eval_only or args.inference_only:
+        raise UserError("--eval_only and --inference_only: that is eval_cluster.py DATA CHECKPOINT")
     if args.crops_interact_style == "self_label" and args.mme_epochs != args.epochs:
         raise UserError("--crops_interact_style self_label needs --mme_epochs equal to --epochs")
     if min(args.tau, args.EPS, args.lr_wbr) <= 0:

@@ -150,7 +150,26 @@ def test_a_flat_folder_trains_without_scores(patches, tmp_path):
     assert "nmi" not in result.stdout
 
 
+def test_crops_get_harder_with_self_labelling_whenever_it_is_resumed():
+    args = main_twist.build_parser().parse_args(["--data-path", "/data", "--epochs", "6", "--mme_epochs", "3"])
+    main_twist.resolve(args)
+    views = main_twist.ViewsByPhase({late: main_twist.views_of(args, 3 * late) for late in (False, True)}, 3)
+    for epoch in range(6):
+        first, second, *local = views(epoch)
+        assert (first.scale, local[0].scale) == (
+            ((0.4, 1.0), (0.05, 0.4)) if epoch < 3 else ((0.14, 1.0), (0.05, 0.14))
+        )
+        assert (len(local), first.blur, second.blur, second.solarize) == (12, 1.0, 0.1, 0.2)
+    args = main_twist.build_parser().parse_args(["--data-path", "/data", "--aug", "moco", "--mme_epochs", "3"])
+    main_twist.resolve(args)
+    assert [view.jitter for view in main_twist.views_of(args, 2)] == [(0.4, 0.4, 0.4, 0.1)] * 2
+    assert [(v.size, v.scale, v.jitter) for v in main_twist.views_of(args, 3)] == [
+        (224, (0.14, 1.0), (0.4, 0.4, 0.2, 0.1))
+    ] * 2  # as many as before, by the multi-crop pipeline
+
+
 BAD = [
+    (["--eval_only", "1"], "that is eval_cluster.py"),
     (["--bunch-size", "24"], "--bunch_size 24 is not made of the batches of 16"),
     (["--bunch-size", "32"], "--bunch_size 16 always works"),
     (["--aug", "multicropeval"], "invalid choice"),
