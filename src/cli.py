@@ -258,8 +258,8 @@ def add_backbone_arguments(parser: Parser) -> None:
     group.add_argument(
         "--stem",
         default="imagenet",
-        choices=["imagenet", "small"],
-        help="small: 3x3 first convolution and no pooling, for images of some 32 to 96 pixels",
+        choices=["imagenet", "small", "small_pool"],
+        help="small: 3x3 first convolution and no pooling, for images of some 32 to 96 pixels; small_pool: with it",
     )
 
 

@@ -213,6 +213,28 @@ def sum_with_gradient(tensor: Tensor, group: dist.ProcessGroup | None = None) ->
     return tensor if world_size() == 1 else _Sum.apply(tensor, group)
 
 
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = all_reduce_(grads[0].clone(memory_format=torch.contiguous_format))
+        return total.chunk(world_size())[rank()]
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """(n, ...) on each rank -> (W n, ...) in rank order, with equal n.
+
+    Its gradient is summed over the ranks. When every rank then computes the loss of the whole batch, averaging the
+    parameters' gradients over the ranks gives exactly those of one process.
+    """
+    return tensor if world_size() == 1 else _Gather.apply(tensor)
+
+
 def all_gather_rows(tensor: Tensor) -> Tensor:
     """(n_r, ...) on each rank -> (sum of n_r, ...), in rank order; the ranks may have different n_r. No gradient."""
     if world_size() == 1:

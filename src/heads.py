@@ -22,6 +22,23 @@ def projector(width: int, hidden: int, out: int, batch_norm: bool = True) -> nn.
     return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
+def mlp(
+    width: int, hidden: int, out: int, layers: int = 3, *, bias: bool = True, batch_norm: bool = True
+) -> nn.Sequential:
+    """``layers - 1`` times linear - batch norm - ReLU, then a linear layer with bias: INTL's and CW-RGP's projectors.
+
+    ``bias`` is that of the hidden layers.
+    """
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        parts.append(nn.Linear(width, hidden, bias=bias))
+        if batch_norm:
+            parts.append(nn.BatchNorm1d(hidden))
+        parts.append(nn.ReLU(inplace=True))
+        width = hidden
+    return nn.Sequential(*parts, nn.Linear(width, out))
+
+
 class TwistHead(nn.Module):
     """TWIST's head (arXiv 2110.07402): two hidden layers, classes, and a batch norm without weights that makes logits.
 

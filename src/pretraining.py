@@ -55,10 +55,19 @@ class Pretraining:
     prepare: ToDevice
 
 
-def start(args: argparse.Namespace, views: Views, train_path: str | Path) -> Pretraining:
+def start(
+    args: argparse.Namespace, views: Views, train_path: str | Path, batch_in_all: int | None = None
+) -> Pretraining:
     """Joins the other processes and opens the images; reads the groups of :mod:`src.cli`, and the flags
-    ``--size_dataset``, ``--batch_size``, ``--accumulate`` and ``--epochs``."""
+    ``--size_dataset``, ``--batch_size``, ``--accumulate`` and ``--epochs``.
+
+    ``batch_in_all``, where it is given, is shared out over the processes and becomes ``args.batch_size``.
+    """
     world = distributed.start(args.device, args.dist_url)
+    if batch_in_all is not None:
+        if batch_in_all % world.size:
+            raise UserError(f"a batch of {batch_in_all} cannot be shared out over {world.size} processes")
+        args.batch_size = batch_in_all // world.size
     precision = choose_precision(args.precision, world.device)
     source = open_images(args.dataset, train_path, "pretrain", args.download)
     images = first_images(source, args.size_dataset)

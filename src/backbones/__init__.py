@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 
+STEMS = ("imagenet", "small", "small_pool")
+
 # Names of the published programs -> timm's
 ALIASES = {
     "efficientb0": "efficientnet_b0",
@@ -39,20 +41,20 @@ def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", dr
         name: ``resnet18/34/50/101/152/200``, ``resnet50w2/w4/w5``, ``resnet200w2``, TWIST's ``vit_t/s/b``, any model
             name of timm, or one of ALIASES.
         width: further factor on the channels of our ResNets (0.25: a network a CPU can train).
-        stem: ``imagenet`` (7x7 stride 2, max pool) or ``small`` (3x3, no pool); our ResNets only.
+        stem: one of STEMS: 7x7 stride 2 and max pool, 3x3 without pool, 3x3 with pool; our ResNets only.
         drop_path: stochastic depth, for transformers and timm models that know it.
 
     Raises UserError for an unknown name or an option that the model does not have.
     """
-    if stem not in ("imagenet", "small"):
-        raise UserError(f"unknown stem {stem!r}: expected imagenet or small")
+    if stem not in STEMS:
+        raise UserError(f"unknown stem {stem!r}: expected {', '.join(STEMS)}")
     if name in RESNETS:
         if width <= 0:
             raise UserError(f"the width of a network must be positive, got {width}")
         if drop_path:
             raise UserError(f"{name} has no stochastic depth; use a timm model, or drop_path 0")
         block, depths, own_width = RESNETS[name]
-        return ResNet(block, depths, own_width * width, small_stem=stem == "small")
+        return ResNet(block, depths, own_width * width, stem=stem)
     if width != 1.0 or stem != "imagenet":
         raise UserError(f"width and stem are options of our ResNets, not of {name!r}")
     if name in ("vit_t", "vit_s", "vit_b"):

@@ -71,7 +71,8 @@ class ResNet(nn.Module):
         depths: blocks in each of the four stages.
         width: factor on every convolution's channels (published: 1, 2, 4, 5). Fractions give networks small enough
             for a CPU; channels are rounded to whole numbers.
-        small_stem: for images of some 32 to 96 pixels: a 3x3 stride-1 first convolution and no max pooling.
+        stem: ``imagenet``; for images of some 32 to 96 pixels, with a 3x3 stride-1 first convolution, ``small``
+            without max pooling, or ``small_pool`` with it.
 
     The published SwAV code pads the image by 1 and its 7x7 stem by 2 where this one pads the stem by 3; the two are
     the same function, bit for bit. Weights are torch's defaults until :func:`initialize` is applied.
@@ -82,14 +83,14 @@ class ResNet(nn.Module):
         block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, int, int, int],
         width: float = 1.0,
-        small_stem: bool = False,
+        stem: str = "imagenet",
     ) -> None:
         super().__init__()
         planes = [max(1, round(64 * width * 2**stage)) for stage in range(4)]
         self.feature_width = planes[3] * block.expansion
         self.checkpoint_activations = False  # keep the blocks' inputs only, and compute the rest again for backward
-        self.small_stem = small_stem
-        if small_stem:
+        self.pools = stem != "small"
+        if stem != "imagenet":
             self.conv1 = _conv3x3(3, planes[0])
         else:
             self.conv1 = nn.Conv2d(3, planes[0], kernel_size=7, stride=2, padding=3, bias=False)
@@ -111,9 +112,10 @@ class ResNet(nn.Module):
         return nn.Sequential(*blocks)
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (n, feature_width, h/32, w/32), the output of the last stage (h/8 with the small stem)."""
+        """(n, 3, h, w) -> (n, feature_width, h/32, w/32), the last stage's output; h/8 with ``small``, h/16 with
+        ``small_pool``."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        if not self.small_stem:
+        if self.pools:
             x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         recompute = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.blocks():

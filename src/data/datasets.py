@@ -14,6 +14,7 @@ from src.data.labels import UNLABELLED
 from src.data.lmdb_file import LMDBImages
 from src.data.named import TORCHVISION_SETS, TorchvisionImages
 from src.data.shards import ShardImages
+from src.data.tiny_imagenet import TinyImageNetImages
 from src.errors import UserError
 
 
@@ -77,7 +78,7 @@ OWN_SETS: dict[str, Callable[[str], ImageSource]] = {
     "lmdb": LMDBImages,
     "webdataset": ShardImages,
 }
-DATASETS = (*OWN_SETS, *TORCHVISION_SETS)
+DATASETS = (*OWN_SETS, *TORCHVISION_SETS, "tiny_in")
 
 
 def open_images(dataset: str, path: str | Path, split: str = "pretrain", download: bool = False) -> ImageSource:
@@ -91,6 +92,8 @@ def open_images(dataset: str, path: str | Path, split: str = "pretrain", downloa
     """
     if dataset in OWN_SETS:
         return OWN_SETS[dataset](str(path))
+    if dataset == "tiny_in":
+        return TinyImageNetImages(path, split)
     if dataset not in TORCHVISION_SETS:
         raise UserError(f"unknown --dataset {dataset!r}: expected {', '.join(DATASETS)}")
     return TorchvisionImages(dataset, path, split, download)

@@ -17,7 +17,8 @@ class Draw(NamedTuple):
 
     ``order`` lists the jitter operations as they are applied, and is empty when the view is not jittered. Factors are
     multiplicative around 1, ``hue`` is a shift in turns, and ``blur_sigma`` is in pixels of the output, 0 for no
-    blur. The box is in pixels of the original image. ``seed`` is for views that leave the rest to another library.
+    blur. The box is in pixels of the original image. ``seed`` is for views that leave the rest to another library; ``before`` holds colours that are changed before
+    the image is cropped, by views that do so.
     """
 
     top: int
@@ -34,6 +35,7 @@ class Draw(NamedTuple):
     blur_sigma: float
     solarize: bool
     seed: int = 0
+    before: "Draw | None" = None
 
 
 def no_change(width: int, height: int) -> Draw:

@@ -84,3 +84,25 @@ def twist(
         view = replace(view, size=sizes[0], scale=global_scale)
     first, second = replace(view, blur=1.0), replace(view, blur=0.1, solarize=0.2)
     return [first, second] + [local] * (local_crops if aug == "multicrop" else 0)
+
+
+def intl(
+    nmb_crops: Sequence[int],
+    crops_size: Sequence[int],
+    min_scale: Sequence[float],
+    max_scale: Sequence[float],
+    blur: Sequence[float],
+    solarize: Sequence[float],
+) -> list[RandomView]:
+    """INTL's views (arXiv 2305.16789), resized bicubically: for each entry of the lists so many alike."""
+    lists = (nmb_crops, crops_size, min_scale, max_scale, blur, solarize)
+    if len({len(one) for one in lists}) != 1:
+        raise UserError(f"the crop lists need one entry each for the same crops, but have {[len(one) for one in lists]}")
+    for low, high in zip(min_scale, max_scale, strict=True):
+        if not 0.0 < low <= high <= 1.0:
+            raise UserError(f"crop scales {low} to {high}: expected 0 < min <= max <= 1 (shares of the image area)")
+    return [
+        RandomView(size, (low, high), jitter=(0.4, 0.4, 0.2, 0.1), blur=p_blur, solarize=p_solarize, bicubic=True)
+        for count, size, low, high, p_blur, p_solarize in zip(*lists, strict=True)
+        for _ in range(count)
+    ]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from src.data.augment import apply_to_image
 from src.data.draws import Draw
 from src.errors import UserError
 
@@ -109,6 +110,8 @@ class RandomView:
         grayscale, blur, solarize: probabilities.
         blur_sigma: range of the Gaussian's standard deviation in pixels.
         bicubic: interpolate bicubically instead of bilinearly; both antialiased.
+        colours_first: jitter and grayscale come before the crop, as in W-MSE's and CW-RGP's small-data programs: the
+            contrast is then about the mean of the whole image. Always in the workers.
     """
 
     size: int
@@ -122,6 +125,7 @@ class RandomView:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
     bicubic: bool = False
+    colours_first: bool = False
 
     def draw(self, generator: np.random.Generator, width: int, height: int) -> Draw:
         u = generator.random(_COUNT)
@@ -134,7 +138,7 @@ class RandomView:
             for strength, x in zip(self.jitter, u[_FACTORS : _FACTORS + 4], strict=True)
         )
         low, high = self.blur_sigma
-        return Draw(
+        draw = Draw(
             top,
             left,
             crop_height,
@@ -150,6 +154,10 @@ class RandomView:
             blur_sigma=low + (high - low) * float(u[_SIGMA]) if u[_BLUR] < self.blur else 0.0,
             solarize=bool(u[_SOLARIZE] < self.solarize),
         )
+        if not self.colours_first:
+            return draw
+        whole = draw._replace(blur_sigma=0.0, solarize=False)
+        return draw._replace(order=(), grayscale=False, before=whole)
 
     def _draw_box(self, u: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
         """top, left, height, width of the crop: ten attempts at random shapes, then the largest central crop."""
@@ -177,13 +185,19 @@ class RandomView:
         fast: nearly all pixels are equal to Pillow's or 1 level from it, none more than 3 (bicubic 4).
         """
         assert draw is not None
-        if picture.is_reduced:
+        if draw.before is not None:
+            coloured = apply_to_image(picture.pixels, draw.before)
+            pixels = self._cut_pixels(coloured, draw)
+        elif picture.is_reduced:
             pixels = self._cut_reduced(picture, draw)
         else:
-            box = picture.pixels[None, :, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
-            mode = "bicubic" if self.bicubic else "bilinear"
-            pixels = F.interpolate(box, size=(self.size, self.size), mode=mode, antialias=True)[0]
+            pixels = self._cut_pixels(picture.pixels, draw)
         return pixels.flip(2) if draw.flip else pixels
+
+    def _cut_pixels(self, pixels: Tensor, draw: Draw) -> Tensor:
+        box = pixels[None, :, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+        mode = "bicubic" if self.bicubic else "bilinear"
+        return F.interpolate(box, size=(self.size, self.size), mode=mode, antialias=True)[0]
 
     def _cut_reduced(self, picture: Picture, draw: Draw) -> Tensor:
         image = picture.image
@@ -195,6 +209,8 @@ class RandomView:
 
     def reduction(self, draw: Draw | None) -> int:
         assert draw is not None
+        if self.colours_first:
+            return 1
         scale = min(draw.width, draw.height) / (self.size * REDUCING_GAP)
         return max(factor for factor in (1, 2, 4, 8) if factor <= max(scale, 1.0))
 

@@ -22,7 +22,7 @@ def trace_loss(y: Tensor, axis: int = 0) -> Tensor:
 
 
 def trade_off(size: int) -> float:
-    """INTL's weight of the trace loss, 0.01 (log2(size) - 3): of the batch in all (axis 0) or the embedding (axis 1)."""
+    """INTL's weight of the trace loss, 0.01 (log2(size) - 3): of the batch (axis 0) or the embedding (axis 1)."""
     return 0.01 * (math.log2(size) - 3)
 
 

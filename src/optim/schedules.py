@@ -61,6 +61,41 @@ def phased(
     return base * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
+def intl_rate(step: int, *, total: int, warmup: int, base: float, floor: float = 0.001) -> float:
+    """INTL's learning rate: the warm-up's first step has ``base / warmup``, its last one ``base``; the very last step
+    ``floor * base``."""
+    if step < warmup:
+        return base * (step + 1) / warmup
+    share = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup + 1) / (total - warmup))))
+    return base * (share + floor * (1 - share))
+
+
+def dropped_rate(
+    step: int, *, steps_per_epoch: int, warmup: int, base: float, milestones: Sequence[int], gamma: float
+) -> float:
+    """CW-RGP's learning rate on small data: linear warm-up by step, then times ``gamma`` from each milestone on.
+
+    A milestone (an epoch) that is reached within the warm-up has no effect.
+    """
+    if step < warmup:
+        return base * (step + 1) / warmup
+    reached = [m for m in milestones if warmup <= m * steps_per_epoch <= step]
+    return base * gamma ** len(reached)
+
+
+def epoch_cosine_rate(step: int, *, steps_per_epoch: int, epochs: int, warmup: int, base: float) -> float:
+    """CW-RGP's learning rate on ImageNet: a cosine by epoch, and a warm-up by step over it.
+
+    The rest of the epoch in which the warm-up ends stays at ``base``.
+    """
+    if step < warmup:
+        return base * (step + 1) / warmup
+    epoch = step // steps_per_epoch
+    if epoch * steps_per_epoch < warmup:
+        return base
+    return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
 def multistep(epoch: int, *, base: float, milestones: Sequence[int], gamma: float) -> float:
     """``base * gamma ** (number of milestones reached)``; a milestone counts from its own epoch on."""
     return base * gamma ** bisect.bisect_right(sorted(milestones), epoch)

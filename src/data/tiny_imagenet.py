@@ -1,0 +1,46 @@
+"""Tiny-ImageNet in its published layout: ``train/<wnid>/images``, ``val/images`` and ``val/val_annotations.txt``."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from src.data.folder import FolderImages
+from src.errors import UserError
+
+
+class TinyImageNetImages:
+    """One split; classes are the sorted wnids of ``train``.
+
+    Args:
+        root: holds ``train`` and ``val``.
+        split: ``pretrain``, ``train`` or ``test`` (which is ``val``: the set's own test images have no labels).
+    """
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        train = FolderImages(Path(root) / "train")
+        self.classes = train.classes
+        if split != "test":
+            self.paths, self.labels = train.paths, train.labels
+            return
+        val = Path(root) / "val"
+        annotations = val / "val_annotations.txt"
+        if not annotations.exists():
+            raise UserError(f"{annotations} is missing: --dataset tiny_in expects the published layout")
+        number = {wnid: label for label, wnid in enumerate(self.classes)}
+        self.paths, self.labels = [], []
+        for line in sorted(annotations.read_text().splitlines()):
+            name, _, rest = line.partition("\t")
+            wnid = rest.partition("\t")[0]
+            if wnid not in number:
+                raise UserError(f"{annotations}: {name!r} has the class {wnid!r}, which train does not have")
+            self.paths.append(str(val / "images" / name))
+            self.labels.append(number[wnid])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
+
+    def name(self, index: int) -> str:
+        return self.paths[index]

@@ -1,0 +1,1 @@
+"""The methods that CW-RGP's repository compares with, one a file, under its protocol."""

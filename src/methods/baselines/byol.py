@@ -1,0 +1,53 @@
+"""BYOL (Grill et al. 2020, arXiv 2006.07733), as CW-RGP's repository trains it."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.clock import Clock
+from src.heads import mlp
+from src.losses.whitened import normalised_mse
+from src.methods.joint_embedding import JointEmbedding
+from src.optim.ema import momentum_copy, update_momentum_copy
+
+
+class BYOL(JointEmbedding):
+    """Predicts a momentum copy's embedding of one view from another; both directions of all pairs.
+
+    Args:
+        backbone, head, options: see :class:`JointEmbedding`; here the head sees one view at a time.
+        width, hidden: d, and the predictor's hidden layer.
+        momentum: tau_0 of the copy; rises to 1 by a cosine over the epochs.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, *, width: int, hidden: int, momentum: float = 0.99, **options: Any
+    ) -> None:
+        super().__init__(backbone, head, **options)
+        self.predictor = mlp(width, hidden, width, layers=2)
+        self.momentum_backbone, self.momentum_head = momentum_copy(backbone), momentum_copy(head)
+        self.momentum = momentum
+        self._targets: list[Tensor] = []
+
+    def embed(self, crops: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            self._targets = [self.momentum_head(self.momentum_backbone(crop)).float() for crop in crops]
+        return [self.head(self.backbone(crop)).float() for crop in crops]
+
+    def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
+        predictions = [self.predictor(one) for one in embeddings_Vnd]
+        targets, self._targets = self._targets, []
+        losses = [
+            normalised_mse(predictions[i], targets[j]) + normalised_mse(predictions[j], targets[i])
+            for i, j in itertools.combinations(range(len(predictions)), 2)
+        ]
+        return torch.stack(losses).mean()
+
+    def after_step(self, clock: Clock) -> None:
+        momentum = 1 - (1 - self.momentum) * (math.cos(math.pi * clock.epoch / clock.epochs) + 1) / 2
+        update_momentum_copy(self.momentum_backbone, self.backbone, momentum)
+        update_momentum_copy(self.momentum_head, self.head, momentum)

@@ -1,0 +1,26 @@
+"""Zero-ICL (Zhang et al. 2022): instance-wise whitening without gradient, as CW-RGP's repository trains it."""
+
+import torch
+from torch import Tensor
+
+from src.clock import Clock
+from src.methods.joint_embedding import JointEmbedding
+
+
+class ZeroICL(JointEmbedding):
+    """Samples are decorrelated by a matrix that gets no gradient; each view's sample then agrees with the other's."""
+
+    def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
+        a, b = (decorrelated(one) for one in embeddings_Vnd)
+        return ((a * b).sum(dim=1) / a.shape[1] - 1).square().sum()
+
+
+def decorrelated(z_nd: Tensor) -> Tensor:
+    """ZCA over samples of rows that are standardised over their features; shrunk by 0.1 towards the identity."""
+    z = (z_nd - z_nd.mean(dim=1, keepdim=True)) / z_nd.std(dim=1, keepdim=True)
+    with torch.no_grad():
+        covariance = z @ z.T / (z.shape[1] - 1)
+        shrunk = 0.9 * covariance + 0.1 * torch.eye(len(z), dtype=z.dtype, device=z.device)
+        eigenvalues, vectors = torch.linalg.eigh(shrunk)
+        whitening = (vectors * (eigenvalues + 1e-5).rsqrt()) @ vectors.T
+    return whitening @ z

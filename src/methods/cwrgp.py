@@ -1,0 +1,108 @@
+"""CW-RGP and W-MSE: whitening sub-batches of each view, with random groups of channels (Weng et al. 2022, arXiv
+2210.03586; Ermolov et al. 2021, arXiv 2007.06346).
+
+Shape suffixes: V = views of an image, n = images of this rank, d = embedding size.
+"""
+
+import itertools
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.clock import Clock
+from src.errors import Diverged, UserError
+from src.losses.whitened import covariance_penalty, normalised_mse
+from src.methods.joint_embedding import JointEmbedding
+from src.whitening import Kind, group_whitening
+
+# How each method transforms a sub-batch; `bn` standardises, `plain` leaves it alone (and collapses)
+TRANSFORMS = {"cwrgp": "zca", "wmse": "cholesky", "pca": "pca", "bn": "bn", "plain": "plain"}
+
+
+class GroupWhitening(JointEmbedding):
+    """The mean distance between the whitened embeddings of all pairs of views.
+
+    Args:
+        backbone, head, zero_init_residual: see :class:`JointEmbedding`.
+        transform: ``zca`` (CW-RGP), ``cholesky`` (W-MSE), ``pca``, ``bn`` or ``plain``.
+        sub_batch: images that are whitened together; must divide n.
+        repeats: how often the images are cut into sub-batches anew.
+        groups, axis, eps, minus: of :func:`src.whitening.group_whitening`.
+        random_groups: a new permutation of the channels for each sub-batch and view.
+        normalise: distances of unit rows; otherwise mean squared errors.
+        covariance_weight, covariance_epochs: of a penalty on the covariance of the untransformed embeddings, in the
+            first so many epochs and one more step.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        transform: str = "zca",
+        sub_batch: int = 128,
+        repeats: int = 1,
+        groups: int = 1,
+        axis: int = 0,
+        eps: float = 0.0,
+        minus: int = 1,
+        random_groups: bool = True,
+        normalise: bool = True,
+        covariance_weight: float = 0.0,
+        covariance_epochs: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, head, **options)
+        self.transform, self.sub_batch, self.repeats = transform, sub_batch, repeats
+        self.whitening: dict[str, Any] = {"groups": groups, "axis": axis, "eps": eps, "minus": minus}
+        self.random_groups, self.normalise = random_groups, normalise
+        self.covariance_weight, self.covariance_epochs = covariance_weight, covariance_epochs
+
+    def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
+        pairs = list(itertools.combinations(range(len(embeddings_Vnd)), 2))
+        distance = normalised_mse if self.normalise else F.mse_loss
+        losses = []
+        for _ in range(self.repeats):
+            whitened = self._whiten(embeddings_Vnd)
+            losses += [distance(whitened[i], whitened[j]) for i, j in pairs]
+        loss = torch.stack(losses).mean()
+        past = clock.epoch - self.covariance_epochs
+        if self.covariance_weight and (past < 0 or (past == 0 and clock.step_in_epoch == 0)):
+            penalties = [covariance_penalty(one, self.whitening["axis"]) for one in embeddings_Vnd]
+            loss = loss + self.covariance_weight * torch.stack(penalties).sum()
+        return loss
+
+    def _whiten(self, embeddings_Vnd: list[Tensor]) -> list[Tensor]:
+        """Each view's sub-batches, whitened with permutations of their own, at their places."""
+        samples, features = embeddings_Vnd[0].shape
+        if samples % self.sub_batch:
+            raise UserError(f"--w_size {self.sub_batch} does not divide the {samples} images of a process")
+        order = torch.randperm(samples)
+        out = [torch.empty_like(one) for one in embeddings_Vnd]
+        for rows in order.split(self.sub_batch):
+            rows = rows.to(out[0].device)
+            for view, embeddings in enumerate(embeddings_Vnd):
+                channels = None
+                if self.random_groups and self.transform in get_args(Kind):
+                    channels = torch.randperm(features).to(rows.device)
+                out[view] = out[view].index_copy(0, rows, self._transformed(embeddings[rows], channels))
+        return out
+
+    def _transformed(self, x: Tensor, channels: Tensor | None) -> Tensor:
+        if self.transform == "plain":
+            return x
+        if self.transform == "bn":
+            return F.batch_norm(x, None, None, training=True, eps=self.whitening["eps"] or 1e-12)
+        try:
+            return group_whitening(x, self.transform, permutation=channels, **self.whitening)  # type: ignore[arg-type]
+        except torch.linalg.LinAlgError:
+            if not bool(torch.isfinite(x).all()):
+                raise Diverged("the embeddings are not finite; try a lower learning rate") from None
+            groups = self.whitening["groups"]
+            raise Diverged(
+                f"the covariance of {len(x)} samples over {x.shape[1] // groups} channels cannot be whitened (rank "
+                f"{torch.linalg.matrix_rank(x - x.mean(dim=1, keepdim=True)).item()}): try --w_eps 1e-4, a smaller "
+                "--w_size, fewer groups, or a lower learning rate"
+            ) from None

@@ -1,0 +1,92 @@
+"""What INTL, CW-RGP and their baselines share: embeddings of several views, and how their health is watched.
+
+Shape suffixes: V = views of an image, n = images of this rank, d = embedding size.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.backbones import initialize
+from src.backbones.resnet import ResNet
+from src.clock import Clock
+from src.data.loading import Batch
+from src.diagnostics import Check, feature_std, rankme
+from src.methods.base import Method
+
+
+def start_backbone(backbone: nn.Module, zero_init_residual: bool) -> None:
+    """The papers' start of a ResNet; a 3x3 stem keeps torch's default."""
+    if isinstance(backbone, ResNet):
+        initialize(backbone, zero_init_residual)
+        if backbone.conv1.kernel_size == (3, 3):
+            backbone.conv1.reset_parameters()
+
+
+def spectrum(embeddings_nd: Tensor) -> Tensor:
+    """Eigenvalues of the embeddings' covariance over the batch, falling, as shares of their sum; (min(n, d),)."""
+    centred = embeddings_nd.float() - embeddings_nd.float().mean(dim=0)
+    eigenvalues = torch.linalg.svdvals(centred).square()
+    return eigenvalues / eigenvalues.sum().clamp_min(1e-12)
+
+
+class JointEmbedding(Method):
+    """A backbone and a head whose embeddings of an image's views are brought together by a loss.
+
+    Args:
+        backbone: (m, 3, h, w) -> (m, F); view by view, so batch statistics are those of one view.
+        head: (m, F) -> (m, d); of all views' rows at once.
+        zero_init_residual: see :func:`src.backbones.initialize`.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, zero_init_residual: bool = True) -> None:
+        super().__init__()
+        start_backbone(backbone, zero_init_residual)
+        self.backbone, self.head = backbone, head
+
+    def embed(self, crops: Sequence[Tensor]) -> list[Tensor]:
+        """V tensors (n, d) float32."""
+        features = [self.backbone(crop) for crop in crops]
+        return list(self.head(torch.cat(features)).float().chunk(len(crops)))
+
+    def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
+        """The scalar to be minimised."""
+        raise NotImplementedError  # this is what makes the method
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        embeddings = self.embed(batch.crops)
+        with torch.autocast(embeddings[0].device.type, enabled=False):
+            outputs = {"loss": self.loss(embeddings, clock)}
+        if clock.logging:
+            outputs |= watch(embeddings[0].detach())
+        return outputs
+
+    def health_checks(self) -> list[Check]:
+        return [collapse_check()]
+
+
+def watch(embeddings_nd: Tensor) -> dict[str, Tensor]:
+    """The embeddings' spread, effective rank, and the condition number of their covariance (of what is not zero)."""
+    shares = spectrum(embeddings_nd)
+    smallest = torch.where(shares > 1e-7, shares, 1.0).min()
+    return {
+        "feature_std": feature_std(embeddings_nd),
+        "rankme": rankme(embeddings_nd),
+        "condition": shares[0] / smallest,
+    }
+
+
+def collapse_check() -> Check:
+    """Embeddings that are one point, or lie on a line."""
+
+    def failed(values: Mapping[str, float]) -> bool:
+        return values.get("feature_std", 1.0) < 0.05 or values.get("rankme", 99.0) < 1.5
+
+    def verdict(values: Mapping[str, float]) -> str:
+        return (
+            f"COLLAPSE: the embeddings have an effective rank of {values['rankme']:.1f}, and their spread is "
+            f"{values['feature_std']:.3f} (1: all over the sphere, 0: one point)."
+        )
+
+    return Check("collapse", failed, verdict, "Try a lower learning rate, or whitening with more groups.")
