@@ -33,10 +33,13 @@ from src.methods.baselines.vicreg import VICReg
 from src.methods.baselines.zero_icl import ZeroICL
 from src.methods.cwrgp import TRANSFORMS, GroupWhitening
 from src.methods.intl import Intl
+from src.methods.joint_embedding import spectrum
 from src.monitor import Monitor, number
 from src.optim.schedules import dropped_rate, epoch_cosine_rate, intl_rate
+from src.plots import spectrum_curves
 from src.pretraining import Pretraining
-from src.training import Schedule
+from src.training import Evaluation, Schedule
+from src.whitening import iter_norm
 
 INTL = ("intl", "intl_m")
 METHODS = (
@@ -312,10 +315,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         sync_bn.convert(method, device_type=run.world.device.type)
     pretraining.place(run, method)
     optimizer = build_optimizer(run, method)
-    knn = pretraining.online_knn(run, method)
     return pretraining.train(
-        run, method, optimizer, {"lr": schedule(run)}, knn, lambda monitor: echo(run, method, monitor)
+        run,
+        method,
+        optimizer,
+        {"lr": schedule(run)},
+        [*pretraining.online_knn(run, method), *draw_spectrum(run, method)],
+        lambda monitor: echo(run, method, monitor),
+        backbone_file=f"{args.arch}.pth",
     )
+
+
+def draw_spectrum(run: Pretraining, method: Method) -> list[Evaluation]:
+    """``spectrum.png`` after every epoch: the eigenvalues of the last logged embeddings, before and after IterNorm."""
+    if not isinstance(method, Intl):
+        return []
+
+    def draw() -> dict[str, float]:
+        if run.world.is_main and len(method.embeddings_seen):
+            before = method.embeddings_seen
+            after = iter_norm(before, run.args.iters, run.args.axis)
+            curves = {"embedding": spectrum(before, run.args.axis), "after IterNorm": spectrum(after, run.args.axis)}
+            spectrum_curves(curves, Path(run.args.dump_path) / "spectrum.png")
+        return {}
+
+    return [Evaluation(1, draw)]
 
 
 def build_method(run: Pretraining) -> Method:

@@ -68,6 +68,7 @@ class CheckpointStore:
         frequency: every how many epochs a checkpoint is kept for good.
         keep_last: how many of the newest files are kept besides.
         identity: names of settings that a run must share with the checkpoint it continues from.
+        backbone_file: also write the backbone alone, under its own names, to this file of the folder.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class CheckpointStore:
         frequency: int = 25,
         keep_last: int = 2,
         identity: Sequence[str] = (),
+        backbone_file: str | None = None,
     ) -> None:
         if frequency < 1 or keep_last < 1:
             raise UserError("--checkpoint_freq and --keep_last must be at least 1")
@@ -85,6 +87,7 @@ class CheckpointStore:
         self.settings = dict(settings)
         self.frequency, self.keep_last = frequency, keep_last
         self.identity = tuple(identity)
+        self.backbone_file = backbone_file
 
     # --- saving
 
@@ -126,6 +129,10 @@ class CheckpointStore:
         path = self.history / f"step-{clock.step:09d}.pth"
         write_atomically(path, lambda file: torch.save(content, file))
         link(path, self.folder / "checkpoint.pth.tar")
+        if self.backbone_file:
+            prefix = "backbone."
+            backbone = {n[len(prefix) :]: t.cpu() for n, t in shared.items() if n.startswith(prefix)}
+            write_atomically(self.folder / self.backbone_file, lambda file: torch.save(backbone, file))
         last_epoch = clock.epoch - 1
         if epoch_finished and (last_epoch % self.frequency == 0 or clock.epoch == clock.epochs):
             link(path, self.history / f"ckp-{last_epoch}.pth")

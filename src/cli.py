@@ -283,7 +283,7 @@ def add_run_arguments(parser: Parser) -> None:
         default=0,
         help="also save every so many steps inside an epoch; 0 = off",
     )
-    group.add_argument("--log_every", type=positive, default=50, help="steps between log lines")
+    group.add_argument("--log_every", "--print_freq", "-p", type=positive, default=50, help="steps between log lines")
     group.add_argument("--max_steps", type=positive, default=None, help="stop after so many steps in all")
     group.add_argument("--tensorboard", type=boolean, default=True, help="write TensorBoard event files")
     group.add_argument(

@@ -177,3 +177,16 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -
         axis.set_yticks(range(len(classes)), classes, fontsize=7)
     axis.set(xlabel="class of the cluster", ylabel="true class")
     _save(figure, path)
+
+
+def spectrum_curves(curves: Mapping[str, Tensor], path: str | Path) -> None:
+    """Eigenvalues as shares of their sum, falling, on a logarithmic scale; the dashed line is an even spectrum."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, shares in curves.items():
+        values = shares.cpu().numpy()
+        axis.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-9), label=name, linewidth=1.4)
+        axis.axhline(1 / len(values), color="grey", linestyle="--", linewidth=0.8)
+    axis.set(xlabel="eigenvalue", ylabel="share of the variance", yscale="log", title="spectrum of the embeddings")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False)
+    _save(figure, path)

@@ -153,15 +153,19 @@ def train(
     schedules: Mapping[str, Schedule],
     evaluations: Sequence[Evaluation],
     echo: Callable[[Monitor], None],
+    backbone_file: str | None = None,
 ) -> int:
     """The run itself; returns the exit code.
 
     Args:
         evaluations: what is judged after epochs.
         echo: says what is about to happen.
+        backbone_file: see :class:`src.checkpoint.CheckpointStore`.
     """
     args = run.args
-    checkpoints = CheckpointStore(args.dump_path, vars(args), args.checkpoint_freq, args.keep_last)
+    checkpoints = CheckpointStore(
+        args.dump_path, vars(args), args.checkpoint_freq, args.keep_last, backbone_file=backbone_file
+    )
     monitor = Monitor(args.dump_path, args.tensorboard)
     monitor.say(cli.command_line())
     echo(monitor)

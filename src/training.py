@@ -376,6 +376,8 @@ class Training:
         for evaluation in due:
             values |= evaluation.judge()
         self.method.train()
+        if not values:
+            return
         self.monitor.record(self.clock, "evaluation", values)
         listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())
         self.monitor.say(f"after epoch {done}: {listing}")

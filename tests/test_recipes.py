@@ -9,6 +9,7 @@ import pytest
 
 import eval_linear
 import eval_semisup
+import main_intl
 import main_swav
 import main_twist
 from src.data.view_sets import multi_crop
@@ -126,8 +127,79 @@ TWIST_RECIPES = {
     "twist_unsupervised_classification": (1, 2048, 1, {**TWO, "dim": 1000}),
 }  # fmt: skip
 
+# INTL's and CW-RGP's published tables: GPUs, flags
+INTL_R50 = {
+    "arch": "resnet50", "bs": 256, "wd": 1e-5, "iters": 4, "axis": 0, "head_layers": 3, "head_size": 8192, "emb": 8192,
+    "warmup_eps": 2, "trade_off": pytest.approx(0.05), "optimizer": "sgd", "zero_init_residual": True,
+    "std": [0.229, 0.224, 0.225], "precision": "auto",
+}  # fmt: skip
+EMA = {
+    **INTL_R50, "method": "intl_m", "m": 0.996, "nmb_crops": [2, 1, 1, 1, 1], "crops_size": [224, 192, 160, 128, 96],
+    "min_scale_crops": [0.2, 0.171, 0.143, 0.114, 0.086], "max_scale_crops": [1.0, 0.857, 0.714, 0.571, 0.429],
+    "gaussian_prob": [0.5] * 5, "solarization_prob": [0.1] * 5,
+}  # fmt: skip
+PLAIN = {
+    **INTL_R50, "method": "intl", "nmb_crops": [1, 1], "crops_size": [224, 224], "min_scale_crops": [0.08, 0.08],
+    "max_scale_crops": [1.0, 1.0], "gaussian_prob": [1.0, 0.1], "solarization_prob": [0.0, 0.2],
+}  # fmt: skip
+INTL_SMALL = {
+    "method": "intl", "arch": "resnet18", "stem": "small", "epochs": 1000, "lr": 0.3, "wd": 1e-4, "bs": 256,
+    "head_size": 2048, "emb": 2048, "head_layers": 3, "trade_off": pytest.approx(0.05), "crops_size": [32, 32],
+    "gaussian_prob": [0.0, 0.0], "solarization_prob": [0.0, 0.2], "zero_init_residual": False, "precision": "fp32",
+}  # fmt: skip
+
+
+def cwrgp(views, dataset, epochs, lr, bs, w_size, group, w_iter, emb, head):
+    stem = "small" if dataset.startswith("cifar") else "small_pool"
+    return 1, {
+        "method": "cwrgp", "dataset": dataset, "epochs": epochs, "lr": lr, "num_samples": views, "bs": bs, "stem": stem,
+        "w_size": w_size, "group": group, "w_iter": w_iter, "emb": emb, "head_size": head, "head_layers": 2, "axis": 0,
+        "wd": 1e-6, "optimizer": "adam", "warmup_iters": 500, "drop": [50, 25], "drop_gamma": 0.2, "gs_p": 0.1,
+        "cj2": 0.4, "crop_s0": 0.2, "w_eps": 0.0, "minus": 1, "zero_init_residual": True, "precision": "fp32",
+        "crop_size": 32 if dataset.startswith("cifar") else 64,
+    }  # fmt: skip
+
+
+CWRGP_R50 = {
+    "method": "cwrgp", "arch": "resnet50", "bs": 512, "lr": 0.05, "wd": 1e-4, "num_samples": 4, "w_size": 128,
+    "group": 2, "emb": 1024, "head_layers": 3, "head_size": 2048, "optimizer": "sgd", "gs_p": 0.2, "cj2": 0.4,
+    "warmup_iters": 500,
+}  # fmt: skip
+INTL_RECIPES = {
+    "intl_ep100_multi-crop_ema": (8, {**EMA, "epochs": 100, "lr": 0.5}),
+    "intl_ep200_multi-crop_ema": (8, {**EMA, "epochs": 200, "lr": 0.4}),
+    "intl_ep400_multi-crop_ema": (8, {**EMA, "epochs": 400, "lr": 0.4}),
+    "intl_ep800_multi-crop_ema": (8, {**EMA, "epochs": 800, "lr": 0.3}),
+    "intl_ep800": (8, {**PLAIN, "epochs": 800, "lr": 0.3}),
+    "intl_in100": (
+        4,
+        {**PLAIN, "arch": "resnet18", "epochs": 400, "lr": 0.5, "bs": 128, "wd": 2.5e-5, "head_size": 4096,
+         "trade_off": pytest.approx(0.04), "zero_init_residual": False},
+    ),
+    "intl_cifar10": (1, {**INTL_SMALL, "mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}),
+    "intl_cifar100": (1, {**INTL_SMALL, "mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]}),
+    "cwrgp4_cifar10": cwrgp(4, "cifar10", 1000, 3e-3, 256, 64, 4, 1, 512, 1024),
+    "cwrgp4_cifar100": cwrgp(4, "cifar100", 1000, 3e-3, 256, 64, 4, 1, 512, 1024),
+    "cwrgp4_stl10": cwrgp(4, "stl10", 2000, 2e-3, 256, 64, 4, 1, 512, 1024),
+    "cwrgp4_tiny_in": cwrgp(4, "tiny_in", 1000, 2e-3, 256, 128, 2, 1, 1024, 2048),
+    "cwrgp2_cifar10": cwrgp(2, "cifar10", 1000, 3e-3, 256, 64, 4, 4, 512, 1024),
+    "cwrgp2_cifar100": cwrgp(2, "cifar100", 1000, 3e-3, 512, 64, 4, 1, 512, 1024),
+    "cwrgp2_stl10": cwrgp(2, "stl10", 2000, 2e-3, 512, 64, 4, 1, 512, 1024),
+    "cwrgp2_tiny_in": cwrgp(2, "tiny_in", 1000, 2e-3, 512, 128, 2, 1, 1024, 2048),
+    "cwrgp_imagenet_ep100": (4, {**CWRGP_R50, "epochs": 100, "cov_w": 0.005, "cov_stop": 50}),
+    "cwrgp_imagenet_ep200": (4, {**CWRGP_R50, "epochs": 200, "cov_w": 0.01, "cov_stop": 100}),
+}  # fmt: skip
+
 # Evaluations: what they resolve to on 8 processes.
 JUDGES = {
+    **{
+        f"intl_eval_semisup_{percent}percent": (
+            eval_semisup, SEMISUP,
+            {"protocol": "intl", "lr": [0.2], "lr_backbone": 0.004, "labels_perc": percent, "epochs": 20,
+             "batch_size": 32, "decay_epochs": [60, 80]},
+        )
+        for percent in (1, 10)
+    },
     "twist_eval_semisup_1percent": (
         eval_semisup, SEMISUP,
         {"protocol": "barlow", "lr": [0.2], "lr_backbone": 0.04, "labels_perc": 1, "epochs": 20, "batch_size": 32},
@@ -170,7 +242,7 @@ def command_of(name: str, *extra: str) -> list[str]:
 
 
 def test_every_recipe_is_checked():
-    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == {*FLAGS, *TWIST_RECIPES, *JUDGES}
+    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == {*FLAGS, *TWIST_RECIPES, *INTL_RECIPES, *JUDGES}
 
 
 @pytest.mark.parametrize("name", RESOURCES)
@@ -228,6 +300,20 @@ def test_twists_recipes_are_the_published_ones(name):
     assert main_twist.check_bunches(args, 8 * nodes) == ranks_a_bunch
     views = main_twist.views_of(args, 0)
     assert [view.size for view in views] == [224, 224] + [96] * args.local_crops_number
+
+
+@pytest.mark.parametrize("name", INTL_RECIPES)
+def test_intls_and_cwrgps_recipes_are_the_published_ones(name):
+    gpus, expected = INTL_RECIPES[name]
+    script, *words = command_of(name)
+    assert script == "main_intl.py"
+    args = main_intl.build_parser().parse_args(words)
+    main_intl.resolve(args)
+    main_intl.check(args)
+    assert {flag: getattr(args, flag) for flag in expected} == expected
+    found = directives(SCRIPTS / f"{name}.sh")
+    assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", str(gpus))
+    main_intl.check_whitening(args, args.bs // gpus, args.emb)
 
 
 @pytest.mark.parametrize("name", JUDGES)

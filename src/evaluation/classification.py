@@ -43,6 +43,7 @@ from src.evaluation.reported import reported_line
 from src.evaluation.subject import Subject, open_subject, open_weights
 from src.files import write_atomically
 from src.monitor import Monitor, number
+from src.optim.larc import LARC
 from src.optim.schedules import multistep, warmup_cosine
 from src.pretrained import Pretrained
 from src.training import Evaluation, Training, choose_precision
@@ -94,7 +95,6 @@ def build_parser(
     group.add_argument("--weights", choices=["freeze", "finetune"], help="train the classifier only, or everything")
     group.add_argument(
         "--features",
-        default="augmented",
         choices=["augmented", "cached"],
         help="augmented: a forward pass on random crops every epoch (the published protocols); cached: one pass on "
         "centre crops, then the classifiers train on its features, minutes instead of hours (frozen backbones)",
@@ -108,8 +108,10 @@ def build_parser(
     group.add_argument("--wd", "--weight_decay", type=float, help="weight decay")
     group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
     group.add_argument("--nesterov", type=cli.boolean, default=False, help="Nesterov momentum")
-    group.add_argument("--scheduler_type", choices=["cosine", "step"], help="of the learning rates")
-    group.add_argument("--final_lr", type=float, default=0.0, help="end of the cosine, for the first learning rate")
+    group.add_argument("--optimizer", choices=["sgd", "larc", "adam"], help="which")
+    group.add_argument("--lars", action="store_const", const="larc", dest="optimizer", help="= --optimizer larc")
+    group.add_argument("--scheduler_type", choices=["cosine", "step", "exponential"], help="of the learning rates")
+    group.add_argument("--final_lr", type=float, help="where they end, for the first one; not of step")
     group.add_argument("--decay_epochs", type=int, nargs="*", help="of the step schedule")
     group.add_argument("--gamma", type=float, help="of the step schedule")
     group.add_argument(
@@ -177,6 +179,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--features cached, --global_pooling false and --n_last_blocks need --weights freeze")
     if args.features == "cached" and not args.global_pooling:
         raise UserError("--features cached needs --global_pooling true")
+    if args.scheduler_type == "exponential" and args.final_lr <= 0:
+        raise UserError("--scheduler_type exponential needs a positive --final_lr")
     if args.evaluate and args.resume == "never":
         raise UserError("--evaluate judges a checkpoint: it cannot go with --resume never")
 
@@ -193,7 +197,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
     # ------------------------------------------------------------------------------------------- what is judged, how
     weights = open_weights(args)
     args.protocol, reason = protocols.choose(
-        table, args.protocol, weights.family, is_transformer(weights.backbone), flags_on(argv)
+        table, args.protocol, weights.family, is_transformer(weights.backbone), flags_on(argv), args.dataset
     )
     protocol = table[args.protocol]
     protocols.resolve(args, protocol, world.size)
@@ -218,14 +222,14 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
     first_lr = groups[0]["lr_scale"]
     for group in groups:
         group["lr_scale"] /= first_lr
-    optimizer = torch.optim.SGD(
-        groups, lr=first_lr, momentum=args.momentum, weight_decay=args.wd, nesterov=args.nesterov
-    )
+    optimizer = build_optimizer(args, groups, first_lr)
 
     def learning_rate(clock: Clock) -> float:
         """The first group's, constant within an epoch; the others keep their proportion to it."""
         if args.scheduler_type == "step":
             return multistep(clock.epoch, base=first_lr, milestones=args.decay_epochs, gamma=args.gamma)
+        if args.scheduler_type == "exponential":
+            return first_lr * (args.final_lr / first_lr) ** (clock.epoch / args.epochs)
         return warmup_cosine(clock.epoch, total=args.epochs, base=first_lr, final=args.final_lr)
 
     # ------------------------------------------------------------------------------------------- run, report
@@ -299,6 +303,18 @@ def share_of(train: ImageSource, args: argparse.Namespace) -> ImageSource:
         return train
     args.subset_sha256 = hashlib.sha256(json.dumps(indices).encode()).hexdigest()
     return Subset(train, indices)
+
+
+def build_optimizer(
+    args: argparse.Namespace, groups: list[dict[str, Any]], learning_rate: float
+) -> torch.optim.Optimizer:
+    if args.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=learning_rate, weight_decay=args.wd)
+    if args.optimizer == "larc":
+        return LARC(groups, lr=learning_rate, momentum=args.momentum, weight_decay=args.wd)
+    return torch.optim.SGD(
+        groups, lr=learning_rate, momentum=args.momentum, weight_decay=args.wd, nesterov=args.nesterov
+    )
 
 
 def build_method(
@@ -376,7 +392,7 @@ def echo(
     rates = " ".join(number(rate * args.lr_factor) for rate in args.lr)
     if args.weights == "finetune":
         rates += f", of the backbone {number(args.lr_backbone * args.lr_factor)}"
-    shape = "cosine" if args.scheduler_type == "cosine" else f"x {args.gamma:g} at {args.decay_epochs}"
+    shape = f"x {args.gamma:g} at {args.decay_epochs}" if args.scheduler_type == "step" else args.scheduler_type
     monitor.say(
         f"training   lr {rates} ({shape}), wd {args.wd:g}, {args.batch_size} x {ranks} images a step, "
         f"{clock.epochs} epochs of {clock.steps_per_epoch} steps"

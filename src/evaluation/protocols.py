@@ -22,7 +22,11 @@ class Protocol:
         batch_size: images of a step.
         batch_in_all: over all processes; otherwise for each.
         wd: weight decay.
-        scheduler_type: ``cosine`` to zero, or ``step``; a rate is constant within an epoch.
+        scheduler_type: ``cosine`` to zero, ``step``, or ``exponential`` to ``final_lr``; a rate is constant within an
+            epoch.
+        final_lr: where it ends.
+        optimizer: ``sgd``, ``larc`` or ``adam``.
+        features: ``augmented`` or ``cached``, see the flag.
         decay_epochs, gamma: of ``step``: the rate is multiplied by gamma from each of these epochs on.
         std: standard deviations that the published weights were normalised with.
         bicubic: crops are resized bicubically, not bilinearly.
@@ -43,6 +47,9 @@ class Protocol:
     batch_in_all: bool = True
     wd: float = 0.0
     scheduler_type: str = "cosine"
+    final_lr: float = 0.0
+    optimizer: str = "sgd"
+    features: str = "augmented"
     decay_epochs: tuple[int, ...] = (60, 80)
     gamma: float = 0.1
     std: tuple[float, ...] = cli.IMAGENET_STD
@@ -61,6 +68,18 @@ LINEAR = {
     ),
     "barlow": Protocol("TWIST's (Barlow Twins') evaluate.py", lr=0.3, wd=1e-6),
     "intl": Protocol("INTL's evaluate.py", lr=0.2, lr_per_256=True, scheduler_type="step"),
+    "cwrgp": Protocol("CW-RGP's main_lincls.py", lr=0.1, lr_per_256=True, batch_size=1024),
+    "small": Protocol(
+        "the small-data evaluation of INTL, CW-RGP and W-MSE",
+        lr=0.01,
+        epochs=500,
+        batch_size=1000,
+        wd=5e-6,
+        scheduler_type="exponential",
+        final_lr=1e-6,
+        optimizer="adam",
+        features="cached",
+    ),
     "moco": Protocol(
         "MoCo's and DisCo's main_lincls.py",
         lr=30.0,
@@ -127,7 +146,9 @@ OF_FAMILY = {
     "sela-v2": "swav",
     "twist": "barlow",
     "intl": "intl",
-    "cw-rgp": "intl",
+    "intl_m": "intl",
+    **dict.fromkeys(("cw-rgp", "cwrgp", "wmse", "pca", "bn", "plain"), "cwrgp"),
+    **dict.fromkeys(("contrastive", "byol", "simsiam", "barlowtwins", "vicreg", "zero_icl"), "cwrgp"),
     "moco-v2": "moco",
     "disco": "moco",
     "moco-v3": "w2ssl",
@@ -135,8 +156,16 @@ OF_FAMILY = {
 }
 
 
+SMALL_SETS = ("cifar10", "cifar100", "stl10", "tiny_in")
+
+
 def choose(
-    table: dict[str, Protocol], asked: str, family: str, is_transformer: bool, flags: set[str]
+    table: dict[str, Protocol],
+    asked: str,
+    family: str,
+    is_transformer: bool,
+    flags: set[str],
+    dataset: str = "folder",
 ) -> tuple[str, str]:
     """The name of a protocol, and why it is that one.
 
@@ -146,11 +175,14 @@ def choose(
         family: of the weights, "" if they do not tell.
         is_transformer: the backbone is one.
         flags: names of the flags on the command line.
+        dataset: ``--dataset``.
     """
     if asked != "auto":
         return asked, "asked for"
     if is_transformer and "vit" in table and (family in ("", "twist") or "pretrained_weights" in flags):
         return "vit", "a vision transformer"
+    if "small" in table and dataset in SMALL_SETS and OF_FAMILY.get(family) in ("intl", "cwrgp"):
+        return "small", "small data in those papers"
     if OF_FAMILY.get(family) in table:
         return OF_FAMILY[family], "that of the weights' paper"
     for name, tell_tale in (
@@ -173,7 +205,7 @@ def resolve(args: argparse.Namespace, protocol: Protocol, world_size: int) -> No
     if args.lr is None:
         args.lr = [defaults["lr"]]
     for name in ("epochs", "lr_backbone", "batch_size", "wd", "scheduler_type", "gamma", "bicubic", "weights",
-                 "n_last_blocks"):  # fmt: skip
+                 "n_last_blocks", "final_lr", "optimizer", "features"):  # fmt: skip
         if getattr(args, name) is None:
             setattr(args, name, defaults[name])
     if args.decay_epochs is None:
@@ -193,7 +225,7 @@ def describe(table: dict[str, Protocol]) -> str:
         rate = f"lr {p.lr:g}{' per 256 images' if p.lr_per_256 else ''}"
         if p.weights == "finetune":
             rate += f", backbone's {p.lr_backbone:g}"
-        schedule = p.scheduler_type
+        schedule = p.scheduler_type if p.optimizer == "sgd" else f"{p.scheduler_type}, {p.optimizer}"
         if schedule == "step":
             schedule = f"x {p.gamma:g} at {' '.join(map(str, p.decay_epochs))}"
         lines.append(f"  {name:<8}{p.source}: {p.weights}, {p.epochs} epochs, {batch}, {rate}, wd {p.wd:g}, {schedule}")

@@ -49,6 +49,7 @@ class Intl(Method):
         start_backbone(backbone, zero_init_residual)
         self.backbone, self.projection = backbone, projection
         self.weight, self.iterations, self.axis, self.momentum = weight, iterations, axis, momentum
+        self.embeddings_seen = torch.zeros(0)  # this rank's, of the last logged step, for the picture of their spectrum
         if momentum is not None:
             self.momentum_backbone = momentum_copy(backbone)
             self.momentum_projection = momentum_copy(projection)
@@ -92,6 +93,7 @@ class Intl(Method):
             outputs["loss_floor"] = outputs["loss"].new_tensor(self.weight * floor)
             outputs["trace_from_floor"] = (trace.detach() - floor) / (collapsed - floor)
             outputs |= watch(embeddings_nd.detach())
+            self.embeddings_seen = embeddings_nd.detach().float()
         return outputs
 
     def _bounds(self, samples: int) -> tuple[float, float]:

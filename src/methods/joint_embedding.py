@@ -24,9 +24,12 @@ def start_backbone(backbone: nn.Module, zero_init_residual: bool) -> None:
             backbone.conv1.reset_parameters()
 
 
-def spectrum(embeddings_nd: Tensor) -> Tensor:
-    """Eigenvalues of the embeddings' covariance over the batch, falling, as shares of their sum; (min(n, d),)."""
-    centred = embeddings_nd.float() - embeddings_nd.float().mean(dim=0)
+def spectrum(embeddings_nd: Tensor, axis: int = 1) -> Tensor:
+    """Eigenvalues of the embeddings' covariance, falling, as shares of their sum; (min(n, d),).
+
+    ``axis`` as in :mod:`src.whitening`; 1 is the usual covariance of the features over the batch.
+    """
+    centred = embeddings_nd.float() - embeddings_nd.float().mean(dim=1 - axis, keepdim=True)
     eigenvalues = torch.linalg.svdvals(centred).square()
     return eigenvalues / eigenvalues.sum().clamp_min(1e-12)
 

@@ -1,11 +1,13 @@
 """The draws follow torchvision's distributions, and applying one is what torchvision does."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from src.data.augment import apply_to_image
@@ -215,3 +217,20 @@ def test_an_image_of_one_pixel_gives_a_view():
     image = Image.new("RGB", (1, 1), (10, 20, 30))
     draw = view.draw(keyed_generator(0, 0, 0, 0), 1, 1)
     assert show(view, image, draw).shape == (3, 8, 8)
+
+
+def test_colours_may_come_before_the_crop(photograph):
+    """Then the contrast is about the mean of the whole image; everything else is the same."""
+    first = RandomView(64, (0.2, 0.5), blur=0.0, colours_first=True, jitter_probability=1.0, grayscale=0.0)
+    later = dataclasses.replace(first, colours_first=False)
+    rng = [np.random.default_rng(5) for _ in range(2)]
+    draw, plain = (v.draw(r, photograph.width, photograph.height) for v, r in zip((first, later), rng, strict=True))
+    assert (draw.order, draw.grayscale) == ((), False)
+    assert draw.before._replace(before=None) == plain._replace(blur_sigma=0.0, solarize=False)
+    coloured = apply_to_image(Picture(photograph).pixels, draw.before)
+    box = coloured[None, :, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+    expected = F.interpolate(box, size=(64, 64), mode="bilinear", antialias=True)[0]
+    ours = first.cut(Picture(photograph), draw)
+    assert torch.equal(ours, expected.flip(2) if draw.flip else expected)
+    assert torch.equal(apply_to_image(ours, draw), ours)  # nothing is left to do
+    assert first.reduction(draw) == 1

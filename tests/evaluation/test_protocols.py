@@ -72,6 +72,12 @@ COMMANDS = [
         "w2ssl", 8,
         {"protocol": "w2ssl", "lr": [0.1], "lr_factor": 1, "scheduler_type": "cosine", "log_every": 100},
     ),
+    ("linear", "/imagenet ckpt.pth --lars", "cw-rgp", 8,
+     {"protocol": "cwrgp", "lr": [0.1], "lr_factor": 4, "batch_size": 128, "optimizer": "larc", "wd": 0, "epochs": 100}),
+    ("linear", "--data_path /data --dataset cifar10 --pretrained ckpt.pth", "cwrgp", 1,
+     {"protocol": "small", "lr": [0.01], "final_lr": 1e-6, "batch_size": 1000, "optimizer": "adam", "epochs": 500,
+      "wd": 5e-6, "features": "cached", "scheduler_type": "exponential"}),
+    ("linear", "--data_path /data --dataset stl10 --pretrained ckpt.pth", "swav", 1, {"protocol": "swav"}),
     (
         "semisup", '--data_path /imagenet --pretrained swav.pth.tar --labels_perc "10" --lr 0.01 --lr_last_layer 0.2',
         "swav", 8,
@@ -117,7 +123,9 @@ def test_published_commands_train_what_they_did(script, command, family, process
     words = shlex.split(command)
     args = module.build_parser().parse_args(words)
     transformer = args.arch == "vit_s"
-    args.protocol, _ = protocols.choose(table, args.protocol, family, transformer, classification.flags_on(words))
+    args.protocol, _ = protocols.choose(
+        table, args.protocol, family, transformer, classification.flags_on(words), args.dataset
+    )
     protocols.resolve(args, table[args.protocol], processes)
     classification.check(args)
     assert {name: getattr(args, name) for name in expected} == expected
