@@ -73,7 +73,7 @@ COMMANDS = [
         {"protocol": "w2ssl", "lr": [0.1], "lr_factor": 1, "scheduler_type": "cosine", "log_every": 100},
     ),
     ("linear", "/imagenet ckpt.pth --lars", "cw-rgp", 8,
-     {"protocol": "cwrgp", "lr": [0.1], "lr_factor": 4, "batch_size": 128, "optimizer": "larc", "wd": 0, "epochs": 100}),
+     {"protocol": "cwrgp", "lr": [0.1], "lr_factor": 4, "batch_size": 128, "optimizer": "larc", "wd": 0}),
     ("linear", "--data_path /data --dataset cifar10 --pretrained ckpt.pth", "cwrgp", 1,
      {"protocol": "small", "lr": [0.01], "final_lr": 1e-6, "batch_size": 1000, "optimizer": "adam", "epochs": 500,
       "wd": 5e-6, "features": "cached", "scheduler_type": "exponential"}),
