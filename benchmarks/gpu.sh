@@ -22,3 +22,8 @@ print(cut_patches('data/photographs', '$out/patches', size=320, min_contrast=0, 
 "$python" main_swav.py --data_path "$out/patches/train" --dump_path "$out/run" --device cuda \
     --size_crops 224 96 --nmb_crops 2 6 --min_scale_crops 0.14 0.05 --max_scale_crops 1 0.14 \
     --batch_size 64 --epochs 1000 --warmup_epochs 0 --base_lr 0.15 --workers "$workers" --log_every 10 --max_steps 60
+"$python" main_twist.py --data_path "$out/patches" --dump_path "$out/twist" --device cuda --backbone vit_s --optim adamw --lr 3e-4 \
+    --local_crops_number 6 --batch_size 64 --bunch_size 64 --act gelu --use_momentum_encoder 1 --clip_norm 3 --epochs 1000 \
+    --mme_epochs 1000 --workers "$workers" --log_every 10 --max_steps 60
+"$python" main_intl.py --data_path "$out/patches" --dump_path "$out/intl" --device cuda --method intl_m --multi-crop --bs 128 \
+    --epochs 1000 --workers "$workers" --log_every 10 --max_steps 60

@@ -192,6 +192,17 @@ INTL_RECIPES = {
 
 # Evaluations: what they resolve to on 8 processes.
 JUDGES = {
+    "twist_eval_linear_resnet50": (
+        eval_linear, LINEAR,
+        {"protocol": "barlow", "lr": [0.2], "lr_factor": 1, "wd": 0, "batch_size": 128, "scheduler_type": "cosine"},
+    ),
+    **{
+        f"twist_eval_linear_{name}": (
+            eval_linear, LINEAR,
+            {"protocol": "vit", "lr": [rate], "lr_factor": 4, "wd": 0, "batch_size": 128, "n_last_blocks": 4},
+        )
+        for name, rate in (("deit_s", 0.02), ("vit_b", 0.0015))
+    },
     **{
         f"intl_eval_semisup_{percent}percent": (
             eval_semisup, SEMISUP,
