@@ -96,7 +96,9 @@ class GroupWhitening(JointEmbedding):
         if self.transform == "bn":
             return F.batch_norm(x, None, None, training=True, eps=self.whitening["eps"] or 1e-12)
         try:
-            return group_whitening(x, self.transform, permutation=channels, **self.whitening)  # type: ignore[arg-type]
+            # images that look alike make covariances that float32 takes for singular
+            whitened = group_whitening(x.double(), self.transform, permutation=channels, **self.whitening)  # type: ignore[arg-type]
+            return whitened.to(x.dtype)
         except torch.linalg.LinAlgError:
             if not bool(torch.isfinite(x).all()):
                 raise Diverged("the embeddings are not finite; try a lower learning rate") from None
