@@ -35,7 +35,7 @@ from src.methods.cwrgp import TRANSFORMS, GroupWhitening
 from src.methods.intl import Intl
 from src.methods.joint_embedding import spectrum
 from src.monitor import Monitor, number
-from src.optim.schedules import dropped_rate, epoch_cosine_rate, intl_rate
+from src.optim.schedules import dropped_rate, epoch_cosine_rate, intl_rate, warm_restarts
 from src.plots import spectrum_curves
 from src.pretraining import Pretraining
 from src.training import Evaluation, Schedule
@@ -174,10 +174,11 @@ def build_parser() -> cli.Parser:
     optim.add_argument("--wd", "--weight_decay", type=float, help="weight decay")
     optim.add_argument("--warmup_eps", type=cli.non_negative, default=2, help="INTL: epochs of warm-up")
     optim.add_argument("--warmup_iters", type=cli.non_negative, default=500, help="the others: steps of warm-up")
-    optim.add_argument(
-        "--lr_step", default="step", choices=["step", "none"], help="small data, adam: lower the rate or not"
-    )
+    optim.add_argument("--lr_step", default="step", choices=["step", "cos", "none"], help="of adam's rate")
     optim.add_argument("--drop", type=int, nargs="*", default=[50, 25], help="so many epochs before the end")
+    optim.add_argument("--T0", type=cli.positive, help="cos: epochs until the first restart; default: all")
+    optim.add_argument("--Tmult", type=cli.positive, default=1, help="cos: factor from one restart to the next")
+    optim.add_argument("--eta_min", type=float, default=0.0, help="cos: where the rate ends")
     optim.add_argument("--drop_gamma", type=float, default=0.2, help="to this share")
     optim.add_argument("--clip_norm", type=float, default=0.0, help="bound on the gradient norm; 0 = none")
     optim.set_defaults(accumulate=1)
@@ -185,6 +186,7 @@ def build_parser() -> cli.Parser:
     cli.add_run_arguments(parser)
     parser.add_argument("--env_name", default="", help="name of the run; only shown")
     cli.add_online_knn_arguments(parser)
+    parser.set_defaults(knn_k=5, knn_rule="majority")  # what the papers report
     cli.add_device_arguments(parser)
     cli.add_precision_arguments(parser)
     cli.add_speed_arguments(parser)
@@ -404,6 +406,13 @@ def build_optimizer(run: Pretraining, method: Method) -> torch.optim.Optimizer:
     args = run.args
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
+    if isinstance(method, SimSiam) and args.optimizer == "sgd":  # its predictor's rate stays as it is
+        predictor = list(method.predictor.parameters())
+        others = {id(parameter) for parameter in predictor}
+        groups = [
+            {"params": [p for p in parameters if id(p) not in others]},
+            {"params": predictor, "lr": base_rate(args), "lr_fixed": True},
+        ]
     if program(args) == "intl":
         groups = [
             {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
@@ -431,6 +440,10 @@ def schedule(run: Pretraining) -> Schedule:
         )
 
     def of_small_data(clock: Clock) -> float:
+        if args.lr_step == "cos" and clock.step >= args.warmup_iters:
+            return warm_restarts(
+                clock.step / steps, first=args.T0 or args.epochs, factor=args.Tmult, base=base, floor=args.eta_min
+            )
         milestones = [args.epochs - drop for drop in args.drop] if args.lr_step == "step" else []
         return dropped_rate(
             clock.step,

@@ -258,7 +258,7 @@ def add_backbone_arguments(parser: Parser) -> None:
     group.add_argument(
         "--stem",
         default="imagenet",
-        choices=["imagenet", "small", "small_pool"],
+        choices=["imagenet", "small", "small_pool", "small_padded"],
         help="small: 3x3 first convolution and no pooling, for images of some 32 to 96 pixels; small_pool: with it",
     )
 
@@ -339,6 +339,9 @@ def add_online_knn_arguments(parser: Parser) -> None:
         help="labelled images to be classified by kNN; by default the folder val or test beside --data_path",
     )
     group.add_argument("--knn_k", type=positive, default=20, help="neighbours")
+    group.add_argument(
+        "--knn_rule", default="weighted", choices=["weighted", "majority"], help="as --rule of eval_knn.py"
+    )
     group.add_argument(
         "--knn_train_images",
         type=positive,

@@ -142,6 +142,7 @@ def online_knn(run: Pretraining, method: Method) -> list[Evaluation]:
         run.prepare,
         k=args.knn_k,
         workers=args.workers,
+        majority=args.knn_rule == "majority",
     )
     return [Evaluation(args.knn_freq, lambda: knn(method.backbone))]
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import main_intl
 from src.backbones import create_backbone
+from src.checkpoint import read_run
 from src.data.datasets import open_images, open_train_and_test
 from src.errors import UserError
 from tests.helpers import run, torchrun
@@ -78,6 +79,16 @@ def test_every_method_trains(patches, tmp_path, method):
     assert all(line["loss"] is not None and line["rankme"] > 1 for line in train)
     names = create_backbone("resnet18", width=0.125, stem="small").state_dict().keys()
     assert torch.load(tmp_path / "resnet18.pth").keys() == names  # the backbone alone, torchvision's names
+
+
+def test_simsiams_predictor_keeps_its_rate(patches, tmp_path):
+    plan = ["--optimizer", "sgd", "--lr", 0.1, "--epochs", 2, "--max_steps", 10, "--workers", 0, "--warmup_iters", 2]
+    result = run(*command(patches, tmp_path, "simsiam", *plan))
+    assert result.returncode == 0, result.stderr
+    groups = read_run(tmp_path / "checkpoint.pth.tar")["optimizer"]["param_groups"]
+    base = 0.1 * 16 / 256
+    assert [group["lr"] for group in groups] == pytest.approx([0.5 * base, base])  # a cosine by epoch, and constant
+    assert sum(len(group["params"]) for group in groups) > 60
 
 
 def test_intl_says_how_far_it_is_from_its_floor_and_draws_the_spectrum(patches, tmp_path):

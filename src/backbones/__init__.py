@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-STEMS = ("imagenet", "small", "small_pool")
+STEMS = ("imagenet", "small", "small_pool", "small_padded")
 
 # Names of the published programs -> timm's
 ALIASES = {

@@ -72,7 +72,8 @@ class ResNet(nn.Module):
         width: factor on every convolution's channels (published: 1, 2, 4, 5). Fractions give networks small enough
             for a CPU; channels are rounded to whole numbers.
         stem: ``imagenet``; for images of some 32 to 96 pixels, with a 3x3 stride-1 first convolution, ``small``
-            without max pooling, or ``small_pool`` with it.
+            without max pooling, or ``small_pool`` with it. ``small_padded`` is ``small`` on the image padded by one
+            pixel, which makes maps of 34, 17, 9 and 5 positions of 32 pixels: the last state of INTL's program.
 
     The published SwAV code pads the image by 1 and its 7x7 stem by 2 where this one pads the stem by 3; the two are
     the same function, bit for bit. Weights are torch's defaults until :func:`initialize` is applied.
@@ -89,7 +90,8 @@ class ResNet(nn.Module):
         planes = [max(1, round(64 * width * 2**stage)) for stage in range(4)]
         self.feature_width = planes[3] * block.expansion
         self.checkpoint_activations = False  # keep the blocks' inputs only, and compute the rest again for backward
-        self.pools = stem != "small"
+        self.pools = stem in ("imagenet", "small_pool")
+        self.pads = stem == "small_padded"
         if stem != "imagenet":
             self.conv1 = _conv3x3(3, planes[0])
         else:
@@ -114,6 +116,8 @@ class ResNet(nn.Module):
     def feature_map(self, x: Tensor) -> Tensor:
         """(n, 3, h, w) -> (n, feature_width, h/32, w/32), the last stage's output; h/8 with ``small``, h/16 with
         ``small_pool``."""
+        if self.pads:
+            x = F.pad(x, (1, 1, 1, 1))
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.pools:
             x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)

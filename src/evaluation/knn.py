@@ -114,6 +114,7 @@ class KNNEvaluation:
         train, test: labelled images.
         view: the deterministic view of both.
         k: neighbours.
+        majority: by :func:`nearest_majority` instead of :func:`knn_predict`.
     """
 
     train: ImageSource
@@ -123,6 +124,7 @@ class KNNEvaluation:
     k: int = 20
     batch_size: int = 256
     workers: int = 2
+    majority: bool = False
 
     def __post_init__(self) -> None:
         if self.train.classes != self.test.classes:
@@ -142,6 +144,7 @@ class KNNEvaluation:
             for source in (self.train, self.test)
         ]
         (train_features, train_labels), (test_features, test_labels) = banks
-        predict = partial(knn_predict, train_features, train_labels, ks=[self.k], num_classes=len(self.train.classes))
+        rule = nearest_majority if self.majority else knn_predict
+        predict = partial(rule, train_features, train_labels, ks=[self.k], num_classes=len(self.train.classes))
         scores = over_ranks(predict, test_features)[self.k]
         return {"knn_top1": top_k_accuracy(scores, test_labels, 1)}

@@ -96,6 +96,18 @@ def epoch_cosine_rate(step: int, *, steps_per_epoch: int, epochs: int, warmup: i
     return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
+def warm_restarts(epoch: float, *, first: int, factor: int, base: float, floor: float = 0.0) -> float:
+    """Cosines from ``base`` to ``floor`` with restarts (Loshchilov & Hutter 2017).
+
+    The first lasts ``first`` epochs, each other ``factor`` times as long as the one before.
+    """
+    length = float(first)
+    while epoch >= length:
+        epoch -= length
+        length *= factor
+    return floor + (base - floor) * (1 + math.cos(math.pi * epoch / length)) / 2
+
+
 def multistep(epoch: int, *, base: float, milestones: Sequence[int], gamma: float) -> float:
     """``base * gamma ** (number of milestones reached)``; a milestone counts from its own epoch on."""
     return base * gamma ** bisect.bisect_right(sorted(milestones), epoch)

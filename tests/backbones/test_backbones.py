@@ -221,3 +221,10 @@ def test_recomputation_keeps_only_the_inputs_of_blocks():
 def test_recomputation_is_refused_where_it_would_count_statistics_twice():
     with pytest.raises(UserError, match="checkpoint_activations"):
         checkpoint_activations(create_backbone("mobilenetv3_small_050"))
+
+
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 1), ("small", 4), ("small_pool", 2), ("small_padded", 5)])
+def test_stems_make_maps_of_their_sizes(stem, side):
+    backbone = create_backbone("resnet18", width=0.125, stem=stem)
+    assert backbone.feature_map(torch.randn(2, 3, 32, 32)).shape[-2:] == (side, side)
+    assert backbone.conv1.stride == ((2, 2) if stem == "imagenet" else (1, 1))

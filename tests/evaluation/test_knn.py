@@ -52,6 +52,19 @@ def test_the_majority_rule_is_scikit_learns_with_ties_to_the_smallest_class(k):
     assert nearest.argmax() == 1
 
 
+@pytest.mark.parametrize("majority", [False, True])
+def test_training_judges_by_either_rule(patches, majority):
+    backbone = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+    train, test = FolderImages(patches / "train"), FolderImages(patches / "test")
+    evaluation = KNNEvaluation(train, test, VIEW, PREPARE, k=5, batch_size=16, workers=0, majority=majority)
+    (x, y), (z, labels) = (
+        extract_features(backbone, loader_of(s, VIEW, 16, 0, torch.device("cpu")), PREPARE) for s in (train, test)
+    )
+    rule = nearest_majority if majority else knn_predict
+    scores = rule(x, y, z, ks=[5], num_classes=4)[5]
+    assert evaluation(backbone) == {"knn_top1": pytest.approx(top_k_accuracy(scores, labels, 1))}
+
+
 def _shared_out(train, labels, test):
     predict = partial(knn_predict, torch.tensor(train), torch.tensor(labels), ks=[3], num_classes=5)
     seen = []

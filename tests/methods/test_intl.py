@@ -24,7 +24,7 @@ from src.methods.baselines.vicreg import VICReg
 from src.methods.baselines.zero_icl import ZeroICL
 from src.methods.cwrgp import GroupWhitening
 from src.methods.intl import Intl
-from src.optim.schedules import dropped_rate, epoch_cosine_rate, intl_rate
+from src.optim.schedules import dropped_rate, epoch_cosine_rate, intl_rate, warm_restarts
 from src.whitening import group_whitening, iter_norm
 from tests.helpers import on_ranks
 from tests.methods.test_offline import Tiny
@@ -336,3 +336,13 @@ def test_cwrgps_schedules():
     assert [imagenet(0), imagenet(499), imagenet(500), imagenet(599)] == pytest.approx([1 / 500, 1, 1, 1])
     assert imagenet(600) == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 10)))
     assert imagenet(899) == imagenet(600)
+
+
+def test_warm_restarts_are_torchs():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=3, T_mult=2, eta_min=0.1)
+    for step in range(60):
+        reference.step(step / 4)
+        expected = optimizer.param_groups[0]["lr"]
+        assert warm_restarts(step / 4, first=3, factor=2, base=2.0, floor=0.1) == pytest.approx(expected)
