@@ -11,16 +11,8 @@ import time
 import pytest
 
 from tests.helpers import ROOT, free_port, run
-from tests.test_main_swav import (
-    SMALL,
-    assert_same_end,
-    children_of,
-    command,
-    kill_everything,
-    logged_steps,
-    start,
-    wait_for_steps,
-)
+from tests.runs import assert_same_end, children_of, kill_everything, logged_steps, start, wait_for_steps
+from tests.test_main_swav import SMALL, command
 
 
 def slurm(*arguments, **environ):

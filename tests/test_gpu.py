@@ -13,7 +13,8 @@ from src.data.view_sets import multi_crop
 from src.methods.swav import SwAV
 from src.optim.larc import LARC
 from tests.helpers import run
-from tests.test_main_swav import assert_same_end, command
+from tests.runs import assert_same_end
+from tests.test_main_swav import command
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

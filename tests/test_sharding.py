@@ -7,7 +7,8 @@ import main_swav
 from src.checkpoint import read_run
 from src.errors import UserError
 from tests.helpers import on_ranks
-from tests.test_main_swav import assert_same_end, command, final_state
+from tests.runs import assert_same_end, final_state
+from tests.test_main_swav import command
 
 SHORT = ("--epochs", 2, "--batch_size", 8, "--workers", 0, "--queue_length", 32, "--epoch_queue_starts", 0,
          "--freeze_prototypes_niters", 2, "--wd", 0.01, "--dist_url", "tcp://unused:1",
