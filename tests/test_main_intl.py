@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from src.backbones import create_backbone
 from src.checkpoint import read_run
 from src.data.datasets import open_images, open_train_and_test
 from src.errors import UserError
+from src.heads import mlp
+from src.methods.intl import Intl
 from tests.helpers import run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.test_bad_input import fails
@@ -68,6 +71,23 @@ def test_views_of_the_programs():
     assert (small.bicubic, small.colours_first) == (True, True)
     (large, *rest) = main_intl.views_of(resolved("--method cwrgp"))
     assert (large.size, large.blur, large.grayscale, large.bicubic, len(rest)) == (224, 0.5, 0.2, False, 3)
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("--method intl", [(111, 0.0), (56, 1e-5)]),  # one-dimensional ones first
+    ("--method intl_m", [(111, 0.0), (56, 1e-5)]),  # without the copies
+    ("--method intl --dataset cifar10 --arch resnet50", [(167, 1e-4)]),
+])  # fmt: skip
+def test_what_decays(line, expected):
+    args = resolved(line)
+    with torch.device("meta"):
+        head = mlp(2048, 8192, 8192, 3, bias=False)
+        momentum = 0.996 if args.method == "intl_m" else None
+        method = Intl(create_backbone("resnet50"), head, weight=0.05, momentum=momentum)
+    optimizer = main_intl.build_optimizer(SimpleNamespace(args=args), method)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == expected
+    assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
 
 
 @pytest.mark.parametrize("method", [m for m in main_intl.METHODS if m != "cw-rgp"])
