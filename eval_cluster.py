@@ -57,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.kmeans and args.kmeans > len(subject.test):
         raise UserError(f"--kmeans {args.kmeans}: there are only {len(subject.test)} images")
 
-    loader_options = (args.batch_size, args.workers, world.device)
     if head is not None:
         how = f"the head's {head.classes} classes"
         confidence, labels = class_prediction(
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     else:
         how = f"k-means with {args.kmeans} clusters"
-        loader = loader_of(subject.test, subject.view, *loader_options)
+        loader = loader_of(subject.test, subject.view, args.batch_size, args.workers, world.device)
         features, labels = extract_features(subject.backbone, loader, subject.prepare, "images")
         confidence = by_kmeans(features, args.kmeans, args.normalize, args.seed) if world.is_main else features
     if world.is_main:

@@ -18,7 +18,7 @@ from torch import nn
 from src import cli, pretraining, sync_bn
 from src.backbones import create_backbone, feature_width
 from src.clock import Clock
-from src.data.datasets import OWN_SETS, find_split
+from src.data.datasets import find_training
 from src.data.view_sets import intl as intl_views
 from src.data.views import RandomView, View
 from src.errors import UserError
@@ -308,9 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     resolve(args)
     check(args)
-    path = args.data_path
-    if args.dataset in OWN_SETS and any((Path(path) / name).exists() for name in ("train", "train.lmdb")):
-        path = find_split(args.dataset, path, "train")
+    path = find_training(args.dataset, args.data_path)
     run = pretraining.start(args, views_of(args), path, batch_in_all=args.bs)
     method = build_method(run)
     if args.sync_bn:

@@ -10,7 +10,6 @@ GPUs. The method is src/methods/twist.py, its loss src/losses/twist.py.
 import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from src.backbones import create_backbone, feature_width
 from src.backbones.resnet import ResNet
 from src.backbones.vit import VisionTransformer
 from src.clock import Clock
-from src.data.datasets import OWN_SETS, find_split
+from src.data.datasets import find_training
 from src.data.view_sets import twist as twist_views
 from src.data.views import View
 from src.errors import UserError
@@ -218,9 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     resolve(args)
     check(args)
     epochs = {False: views_of(args, 0), True: views_of(args, args.mme_epochs)}
-    path = args.data_path
-    if args.dataset in OWN_SETS and any((Path(path) / name).exists() for name in ("train", "train.lmdb")):
-        path = find_split(args.dataset, path, "train")
+    path = find_training(args.dataset, args.data_path)
     run = pretraining.start(args, ViewsByPhase(epochs, args.mme_epochs), path)
     method = build_method(run)
     pretraining.place(run, method)
@@ -247,9 +244,8 @@ def build_method(run: Pretraining) -> Twist:
     ranks = check_bunches(args, world.size)
     backbone = create_backbone(args.arch, width=args.width, stem=args.stem, drop_path=args.drop_path)
     if args.freeze_embedding:
-        if args.arch not in ("vit_t", "vit_s", "vit_b"):
+        if not isinstance(backbone, VisionTransformer):
             raise UserError("--freeze_embedding needs vit_t, vit_s or vit_b")
-        assert isinstance(backbone, VisionTransformer)
         backbone.freeze_embedding()
     head = TwistHead(
         feature_width(backbone),

@@ -146,6 +146,13 @@ def find_split(dataset: str, root: str | Path, split: str) -> Path:
     raise UserError(f"{root} has no {kind} {' or '.join(names)}; evaluation takes the folder that holds train and val")
 
 
+def find_training(dataset: str, root: str | Path) -> str | Path:
+    """The ``train`` below a root that has one; otherwise the root, which then is the training images themselves."""
+    if dataset in OWN_SETS and any((Path(root) / name).exists() for name in ("train", "train.lmdb")):
+        return find_split(dataset, root, "train")
+    return root
+
+
 def find_val_beside(dataset: str, train: str | Path) -> Path:
     """The ``val`` or ``test`` beside the training split."""
     names = _names(dataset, "test")

@@ -11,7 +11,22 @@ from src.errors import UserError
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
-class FolderImages:
+class ImageFiles:
+    """Images by their paths."""
+
+    paths: list[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+class FolderImages(ImageFiles):
     """Images below a folder, in the sorted order of their paths.
 
     Every sub-folder that holds images, at any depth, is a class; classes are numbered in sorted order. A folder whose
@@ -47,15 +62,6 @@ class FolderImages:
             if by_class
             else [UNLABELLED] * len(flat)
         )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def open(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
-
-    def name(self, index: int) -> str:
-        return self.paths[index]
 
 
 def is_image(name: str) -> bool:

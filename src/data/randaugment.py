@@ -50,7 +50,7 @@ class RandAugmentView:
     def _transform(self) -> Any:
         from timm.data import create_transform  # slow to import, and few runs need it
 
-        pipeline = create_transform(
+        return create_transform(
             self.size,
             is_training=True,
             auto_augment="rand-m9-mstd0.5-inc1",
@@ -61,7 +61,6 @@ class RandAugmentView:
             mean=tuple(_MEAN.flatten().tolist()),
             std=tuple(_STD.flatten().tolist()),
         )
-        return pipeline
 
     def draw(self, generator: np.random.Generator, width: int, height: int) -> Draw:
         return no_change(width, height)._replace(seed=int(generator.integers(2**31)))

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from PIL import Image
-
-from src.data.folder import FolderImages
+from src.data.folder import FolderImages, ImageFiles
 from src.errors import UserError
 
 
-class TinyImageNetImages:
+class TinyImageNetImages(ImageFiles):
     """One split; classes are the sorted wnids of ``train``.
 
     Args:
@@ -35,12 +33,3 @@ class TinyImageNetImages:
                 raise UserError(f"{annotations}: {name!r} has the class {wnid!r}, which train does not have")
             self.paths.append(str(val / "images" / name))
             self.labels.append(number[wnid])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def open(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
-
-    def name(self, index: int) -> str:
-        return self.paths[index]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-
 from src.data.randaugment import RandAugmentView
 from src.data.views import RandomView, View
 from src.errors import UserError
