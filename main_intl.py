@@ -55,6 +55,7 @@ SMALL_SETS: dict[str, tuple[list[float], list[float], int, int, str]] = {
     "cifar100": ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761], 32, 32, "small"),
     "stl10": ([0.43, 0.42, 0.39], [0.27, 0.26, 0.27], 64, 70, "small_pool"),
     "tiny_in": ([0.480, 0.448, 0.398], [0.277, 0.269, 0.282], 64, 64, "small_pool"),
+    "in100": (list(cli.IMAGENET_MEAN), list(cli.IMAGENET_STD), 224, 256, "imagenet"),
 }
 INTL_STD = {"cifar10": [0.2470, 0.2435, 0.2616], "cifar100": [0.2673, 0.2564, 0.2762]}
 INTL_MEAN = {"cifar10": [0.4914, 0.4822, 0.4465], "cifar100": [0.5071, 0.4865, 0.4409]}
@@ -93,6 +94,11 @@ MULTI_CROP = {
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Pre-trains a network with INTL, CW-RGP or the methods they are compared with.")
     parser.add_argument("--method", default="intl", choices=METHODS, help="see src/methods")
+    parser.add_argument(
+        "--program",
+        choices=DEFAULTS,
+        help="whose defaults, views and optimiser to use; default: by --method and --dataset, see DEFAULTS",
+    )
     cli.add_data_arguments(
         parser,
         "the folder that holds train (and val), or the training images themselves, or a set's root",
@@ -196,6 +202,10 @@ def build_parser() -> cli.Parser:
 
 def program(args: argparse.Namespace) -> str:
     """Which of the papers' programs this is: a key of DEFAULTS."""
+    if args.program:
+        if (args.method in INTL) != args.program.startswith("intl"):
+            raise UserError(f"--program {args.program} does not train {args.method}")
+        return args.program
     if args.method in INTL:
         return "intl_cifar" if args.dataset in INTL_STD else "intl"
     return "cwrgp_small" if args.dataset in SMALL_SETS or args.method not in TRANSFORMS else "cwrgp"
@@ -297,7 +307,7 @@ def views_of(args: argparse.Namespace) -> Sequence[View]:
         jitter=(args.cj0, args.cj1, args.cj2, args.cj3),
         jitter_probability=args.cj_p,
         grayscale=args.gs_p,
-        blur=0.0 if args.dataset in SMALL_SETS else 0.5,
+        blur=0.0 if args.crop_size < 224 else 0.5,
         bicubic=small,
         colours_first=small,
     )

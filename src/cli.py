@@ -196,7 +196,7 @@ SWAV_STD = [0.228, 0.224, 0.225]  # the red channel with which SwAV was publishe
 
 
 def _dataset(name: str) -> str:
-    return "folder" if name in ("imagenet", "in100") else name  # words of TWIST's and INTL's programs
+    return "folder" if name == "imagenet" else name  # word of TWIST's and INTL's programs
 
 
 class _UseLMDB(argparse.Action):

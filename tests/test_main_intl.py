@@ -43,7 +43,13 @@ def resolved(line):
     ("--data_path /imagenet", {"method": "intl", "epochs": 100, "bs": 256, "lr": 0.5, "emb": 8192, "arch": "resnet50"}),
     ("--data_path /imagenet --method intl_m --multi-crop --bs 512 -j 24 -p 100 --world-size 1 --rank 0 --env_name X",
      {"trade_off": pytest.approx(0.06), "crops_size": [224, 192, 160, 128, 96], "m": 0.996, "workers": 24}),
-    ("--dataset in100 --arch resnet18 --data_path /in100 --bs 128", {"dataset": "folder", "zero_init_residual": False}),
+    ("--dataset in100 --arch resnet18 --data_path /in100 --bs 128", {"emb": 8192, "zero_init_residual": False}),
+    ("--dataset imagenet", {"dataset": "folder", "emb": 8192}),
+    ("--dataset in100 --method cwrgp --data_path /in100",
+     {"crop_size": 224, "eval_resize": 256, "stem": "imagenet", "arch": "resnet18", "optimizer": "adam"}),
+    # another program's settings on a folder
+    ("--program cwrgp_small --method cwrgp --crop_size 32 --stem small", {"emb": 512, "optimizer": "adam", "lr": 1e-3}),
+    ("--program intl_cifar", {"emb": 2048, "lr": 0.3, "arch": "resnet18", "precision": "fp32"}),
     ("--axis 1 --emb 2048", {"trade_off": pytest.approx(0.08)}),
     # its CIFAR program: one number of views
     ("--dataset cifar100 --nmb_crops 2 --solarization_prob 0.0 0.2 --method intl_m",
@@ -69,6 +75,8 @@ def test_views_of_the_programs():
     (small, *_) = main_intl.views_of(resolved("--method cwrgp --dataset cifar10"))
     assert (small.scale, small.jitter, small.grayscale, small.blur) == ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.1, 0.0)
     assert (small.bicubic, small.colours_first) == (True, True)
+    (hundred, *_) = main_intl.views_of(resolved("--method cwrgp --dataset in100"))
+    assert (hundred.size, hundred.blur, hundred.grayscale, hundred.colours_first) == (224, 0.5, 0.1, True)
     (large, *rest) = main_intl.views_of(resolved("--method cwrgp"))
     assert (large.size, large.blur, large.grayscale, large.bicubic, len(rest)) == (224, 0.5, 0.2, False, 3)
 

@@ -77,6 +77,7 @@ OWN_SETS: dict[str, Callable[[str], ImageSource]] = {
     "folder": FolderImages,
     "lmdb": LMDBImages,
     "webdataset": ShardImages,
+    "in100": FolderImages,  # ImageNet-100, for which CW-RGP has settings of its own
 }
 DATASETS = (*OWN_SETS, *TORCHVISION_SETS, "tiny_in")
 
@@ -102,7 +103,8 @@ def open_images(dataset: str, path: str | Path, split: str = "pretrain", downloa
 def open_train_and_test(dataset: str, root: str | Path, download: bool = False) -> tuple[ImageSource, ImageSource]:
     """The two labelled splits that evaluations need, below the root that holds both."""
     if dataset in OWN_SETS:
-        train, test = (open_labelled(dataset, find_split(dataset, root, split)) for split in ("train", "test"))
+        paths = find_classifier_images(dataset, root), find_split(dataset, root, "test")
+        train, test = (open_labelled(dataset, path) for path in paths)
     else:
         train, test = (open_images(dataset, root, split, download) for split in ("train", "test"))
     return train, test
@@ -129,9 +131,9 @@ def refuse_split_root(path: str | Path) -> None:
 
 
 def _names(dataset: str, split: str) -> list[str]:
-    """What a split may be called: train, val, test, with the ending of a format that is a file."""
-    ending = ".lmdb" if dataset == "lmdb" else ""
-    return [name + ending for name in (["train"] if split == "train" else ["val", "test"])]
+    """What a split may be called, with the ending of a format that is a file."""
+    names = ["train"] if split == "train" else ["val", "test"]
+    return [name + ".lmdb" for name in names] if dataset == "lmdb" else names
 
 
 def find_split(dataset: str, root: str | Path, split: str) -> Path:
@@ -144,6 +146,12 @@ def find_split(dataset: str, root: str | Path, split: str) -> Path:
             return Path(root) / name
     kind = "file" if dataset == "lmdb" else "folder"
     raise UserError(f"{root} has no {kind} {' or '.join(names)}; evaluation takes the folder that holds train and val")
+
+
+def find_classifier_images(dataset: str, root: str | Path) -> Path:
+    """What classifiers are trained on: ``clf`` where there is one, as in CW-RGP's ImageNet-100, else ``train``."""
+    classifier = Path(root) / "clf"
+    return classifier if classifier.is_dir() else find_split(dataset, root, "train")
 
 
 def find_training(dataset: str, root: str | Path) -> str | Path:

@@ -36,6 +36,7 @@ from src.evaluation.classifiers import (
     LastBlocks,
     LinearProbe,
     evaluate_classifiers,
+    fit_logistic_regression,
     is_transformer,
 )
 from src.evaluation.features import FeatureDataset, extract_features
@@ -108,7 +109,11 @@ def build_parser(
     group.add_argument("--wd", "--weight_decay", type=float, help="weight decay")
     group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
     group.add_argument("--nesterov", type=cli.boolean, default=False, help="Nesterov momentum")
-    group.add_argument("--optimizer", choices=["sgd", "larc", "adam"], help="which")
+    group.add_argument(
+        "--optimizer",
+        choices=["sgd", "larc", "adam", "lbfgs"],
+        help="lbfgs: scikit-learn's logistic regression on cached features, without epochs and rates",
+    )
     group.add_argument("--lars", action="store_const", const="larc", dest="optimizer", help="= --optimizer larc")
     group.add_argument("--scheduler_type", choices=["cosine", "step", "exponential"], help="of the learning rates")
     group.add_argument("--final_lr", type=float, help="where they end, for the first one; not of step")
@@ -181,6 +186,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--features cached needs --global_pooling true")
     if args.scheduler_type == "exponential" and args.final_lr <= 0:
         raise UserError("--scheduler_type exponential needs a positive --final_lr")
+    if args.optimizer == "lbfgs" and (args.features != "cached" or args.evaluate or len(args.lr) > 1):
+        raise UserError("--optimizer lbfgs needs --features cached, and goes without --evaluate and several --lr")
     if args.evaluate and args.resume == "never":
         raise UserError("--evaluate judges a checkpoint: it cannot go with --resume never")
 
@@ -263,6 +270,12 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
         max_steps=args.max_steps,
     )
     try:
+        if args.optimizer == "lbfgs":
+            assert isinstance(method, LinearProbe)
+            assert isinstance(train_loader.dataset, FeatureDataset)
+            fit_logistic_regression(method, train_loader.dataset)
+            report(args, name, weights, subject, len(train), method, judge(), monitor)
+            return 0
         training.restore(args.resume)
         if args.evaluate and clock.step == 0:
             raise UserError(f"--evaluate: there is no checkpoint in {folder}")
@@ -393,10 +406,13 @@ def echo(
     if args.weights == "finetune":
         rates += f", of the backbone {number(args.lr_backbone * args.lr_factor)}"
     shape = f"x {args.gamma:g} at {args.decay_epochs}" if args.scheduler_type == "step" else args.scheduler_type
-    monitor.say(
-        f"training   lr {rates} ({shape}), wd {args.wd:g}, {args.batch_size} x {ranks} images a step, "
-        f"{clock.epochs} epochs of {clock.steps_per_epoch} steps"
-    )
+    if args.optimizer == "lbfgs":
+        monitor.say("training   logistic regression by scikit-learn (lbfgs, C = 1)")
+    else:
+        monitor.say(
+            f"training   lr {rates} ({shape}), wd {args.wd:g}, {args.batch_size} x {ranks} images a step, "
+            f"{clock.epochs} epochs of {clock.steps_per_epoch} steps"
+        )
     if args.labels_perc < 100 and not args.subset_file:
         monitor.warn(
             f"no --subset_file: {args.labels_perc:g} % of the labels are drawn with --seed {args.seed}, equally many "
@@ -418,8 +434,9 @@ def report(
     results = {}
     for rate, label, best in zip(args.lr, method.names, method.best_top1.tolist(), strict=True):
         line = {"top1": values[f"top1_{label}"], "top5": values[f"top5_{label}"], "best_top1": best}
-        results[f"{rate:g}"] = line
-        monitor.say(f"lr {rate:g}: top-1 {line['top1']:.2f} %  top-5 {line['top5']:.2f} %  best top-1 {best:.2f} %")
+        title = "lbfgs" if args.optimizer == "lbfgs" else f"lr {rate:g}"
+        results[title.removeprefix("lr ")] = line
+        monitor.say(f"{title}: top-1 {line['top1']:.2f} %  top-5 {line['top5']:.2f} %  best top-1 {best:.2f} %")
     evaluation = name if args.labels_perc == 100 and name == "linear" else f"semisup {args.labels_perc:g}"
     arch = weights.spec.arch if weights.spec.width == 1 else f"{weights.spec.arch}w{weights.spec.width:g}"
     paper = reported_line(weights.family, evaluation, arch, weights.settings, subject.num_classes)

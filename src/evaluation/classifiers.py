@@ -14,6 +14,7 @@ from src.backbones.resnet import ResNet
 from src.clock import Clock
 from src.data.loading import Batch, warn_unreadable
 from src.errors import UserError
+from src.evaluation.features import FeatureDataset
 from src.methods.base import Method
 
 
@@ -217,6 +218,26 @@ class FineTuning(Classification):
             {"params": list(self.classifier.parameters()), "lr_scale": self.learning_rates[0] * self.lr_factor},
             {"params": list(self.backbone.parameters()), "lr_scale": self.backbone_rate * self.lr_factor},
         ]
+
+
+@torch.no_grad()
+def fit_logistic_regression(probe: LinearProbe, dataset: FeatureDataset, max_iter: int = 1000) -> None:
+    """Sets a probe of cached features to scikit-learn's logistic regression: ``lbfgs`` of W-MSE's and CW-RGP's test.
+
+    The optimum does not depend on a seed (theirs is 1337) or on the ranks, which all compute the same.
+    """
+    from sklearn.linear_model import LogisticRegression  # slow to import, and few evaluations need it
+
+    fitted = LogisticRegression(max_iter=max_iter, random_state=1337).fit(dataset.features.numpy(), dataset.labels)
+    linear = next(module for module in probe.modules() if isinstance(module, nn.Linear))
+    linear.weight.zero_()
+    linear.bias.fill_(-torch.inf)  # of classes that no training image has
+    weight, bias = (torch.as_tensor(values).to(linear.weight) for values in (fitted.coef_, fitted.intercept_))
+    classes = torch.as_tensor(fitted.classes_, device=bias.device)
+    if len(classes) == 2:  # one row that tells the second from the first
+        weight, bias = (torch.cat([torch.zeros_like(values), values]) for values in (weight, bias))
+    linear.weight[classes] = weight
+    linear.bias[classes] = bias
 
 
 @torch.no_grad()

@@ -154,9 +154,11 @@ OF_FAMILY = {
     "moco-v3": "w2ssl",
     "w2ssl": "w2ssl",
 }
-
-
-SMALL_SETS = ("cifar10", "cifar100", "stl10", "tiny_in")
+# Sets that a protocol's paper judges by the small-data evaluation
+SMALL_SETS = {
+    "intl": ("cifar10", "cifar100", "stl10", "tiny_in"),
+    "cwrgp": ("cifar10", "cifar100", "stl10", "tiny_in", "in100"),
+}
 
 
 def choose(
@@ -181,7 +183,7 @@ def choose(
         return asked, "asked for"
     if is_transformer and "vit" in table and (family in ("", "twist") or "pretrained_weights" in flags):
         return "vit", "a vision transformer"
-    if "small" in table and dataset in SMALL_SETS and OF_FAMILY.get(family) in ("intl", "cwrgp"):
+    if "small" in table and dataset in SMALL_SETS.get(OF_FAMILY.get(family, ""), ()):
         return "small", "small data in those papers"
     if OF_FAMILY.get(family) in table:
         return OF_FAMILY[family], "that of the weights' paper"
@@ -202,6 +204,8 @@ def resolve(args: argparse.Namespace, protocol: Protocol, world_size: int) -> No
     if args.labels_perc is None:
         args.labels_perc = protocol.labels_perc
     defaults = {**vars(protocol), **protocol.by_percent.get(args.labels_perc, {})}
+    if args.optimizer == "lbfgs":
+        defaults["features"] = "cached"
     if args.lr is None:
         args.lr = [defaults["lr"]]
     for name in ("epochs", "lr_backbone", "batch_size", "wd", "scheduler_type", "gamma", "bicubic", "weights",

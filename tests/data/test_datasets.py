@@ -10,6 +10,7 @@ from src.data.datasets import (
     FolderImages,
     TorchvisionImages,
     evenly_spread,
+    find_classifier_images,
     find_split,
     find_val_beside,
     first_images,
@@ -36,6 +37,14 @@ def test_nested_class_folders_belong_to_their_class(tmp_path, patches):
     source = FolderImages(tmp_path)
     assert source.classes == ["cat", "dog"]
     assert source.labels == [0, 0, 1]
+
+
+def test_classifiers_train_on_clf_where_there_is_one(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    assert find_classifier_images("in100", tmp_path) == tmp_path / "train"
+    (tmp_path / "clf").mkdir()
+    assert find_classifier_images("in100", tmp_path) == tmp_path / "clf"
 
 
 def test_a_flat_folder_has_no_labels(patches):

@@ -11,7 +11,7 @@ from src.backbones import create_backbone
 from src.clock import Clock
 from src.data.loading import Batch, SequentialBatches, make_loader
 from src.errors import UserError
-from src.evaluation.classifiers import Classifier, LinearProbe, evaluate_classifiers
+from src.evaluation.classifiers import Classifier, LinearProbe, evaluate_classifiers, fit_logistic_regression
 from src.evaluation.features import FeatureDataset
 from tests.helpers import on_ranks
 
@@ -111,3 +111,24 @@ def test_accuracy_is_counted_exactly_on_any_number_of_ranks():
         assert best[i] == pytest.approx(top1, rel=1e-6)
     for rank_values, _, _ in on_ranks(2, _evaluate, features, labels, 10):
         assert rank_values == pytest.approx(values, rel=1e-6)
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2], [0, 2], [1, 3]])
+def test_logistic_regression_is_at_the_optimum(present):
+    """The gradient of sum(cross entropy) + ||W||^2 / 2 over the classes that are there is zero."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor(present)[torch.randint(0, len(present), (60,), generator=generator)]
+    features = torch.randn(60, 5, generator=generator) + labels[:, None]
+    probe = LinearProbe(None, 5, 4, [0.1])
+    fit_logistic_regression(probe, FeatureDataset(features, labels))
+    linear = probe.classifiers[0].linear
+    weight = linear.weight[present].detach().double().requires_grad_()
+    bias = linear.bias[present].detach().double().requires_grad_()
+    targets = torch.tensor([present.index(label) for label in labels.tolist()])
+    scores = features.double() @ weight.T + bias
+    # two classes have one vector, the difference, whose norm is penalised
+    size = (weight[1] - weight[0]).square().sum() if len(present) == 2 else weight.square().sum()
+    (F.cross_entropy(scores, targets, reduction="sum") + size / 2).backward()
+    assert weight.grad.abs().max() < 0.01
+    assert bias.grad.abs().max() < 0.01
+    assert set(probe.logits(features)[0].argmax(dim=1).tolist()) <= set(present)

@@ -205,3 +205,27 @@ def test_eval_semisup_on_two_ranks_equals_one_process(checkpoint, patches, tmp_p
         assert result.returncode == 0, result.stderr
         losses.append([record["loss"] for record in read_log(folder / "semisup" / "log.jsonl", "train")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_logistic_regression_from_the_command_line(checkpoint, patches, tmp_path):
+    base = [
+        "eval_linear.py",
+        "--data_path",
+        patches,
+        "--dump_path",
+        tmp_path,
+        "--workers",
+        0,
+        "--pretrained",
+        checkpoint,
+    ]
+    result = run(*base, "--optimizer", "lbfgs")
+    assert result.returncode == 0, result.stderr
+    assert "logistic regression by scikit-learn" in result.stdout
+    content = json.loads((tmp_path / "linear.json").read_text())
+    assert content["features"] == "cached"
+    assert list(content["lr"]) == ["lbfgs"]
+    assert f"lbfgs: top-1 {content['lr']['lbfgs']['top1']:.2f} %" in result.stdout
+    result = run(*base, "--optimizer", "lbfgs", "--features", "augmented")
+    assert result.returncode == 2
+    assert "needs --features cached" in result.stderr

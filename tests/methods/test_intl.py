@@ -151,6 +151,33 @@ def cwrgp(**options):
     return GroupWhitening(Tiny(), head(), **{"sub_batch": 4, "groups": 2, **options})
 
 
+def _whitening_step(transform, groups, rank):
+    """Loss and gradients on one rank's images, its draws seeded by the rank as in training."""
+    model, whole = cwrgp(transform=transform, groups=groups), batch(2, 2 * N)
+    rows = slice(rank * N, (rank + 1) * N)
+    share = Batch([crop[rows] for crop in whole.crops], whole.labels[rows], whole.indices[rows])
+    torch.manual_seed(rank)
+    loss = model(share, clock())["loss"]
+    loss.backward()
+    return loss.item(), [parameter.grad for parameter in model.parameters()]
+
+
+def _whitening_step_of_a_rank(transform, groups):
+    loss, gradients = _whitening_step(transform, groups, distributed.rank())
+    return loss, [(distributed.all_reduce_(gradient) / 2).numpy() for gradient in gradients]
+
+
+@pytest.mark.parametrize(("transform", "groups"), [("zca", 2), ("cholesky", 1), ("pca", 1), ("bn", 1)])
+def test_ranks_whiten_their_own_images_and_average(transform, groups):
+    """Sub-batches never span ranks (spec and papers), so two ranks are the mean of two steps by hand."""
+    by_hand = [_whitening_step(transform, groups, rank) for rank in range(2)]
+    results = on_ranks(2, _whitening_step_of_a_rank, transform, groups)
+    for (loss, averaged), (expected, _) in zip(results, by_hand, strict=True):
+        assert loss == pytest.approx(expected, rel=1e-5)
+        for ours, first, second in zip(averaged, by_hand[0][1], by_hand[1][1], strict=True):
+            np.testing.assert_allclose(ours, (first + second) / 2, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("transform", ["zca", "cholesky", "pca", "bn", "plain"])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_group_whitening_by_hand(transform, normalise):
