@@ -172,8 +172,8 @@ class CheckpointStore:
     def resume(self, state: RunState, warn: Callable[[str], None], which: str = "auto") -> Path | None:
         """Fills the state from a checkpoint and returns its path; None when there is none.
 
-        ``which`` is ``auto`` for the newest readable checkpoint of the run, the path of a certain one, or ``never``
-        for a fresh start, which is refused where it would overwrite something.
+        ``which`` is ``auto`` for the newest readable checkpoint of the run, the path of a certain one or of another
+        run's folder, or ``never`` for a fresh start, which is refused where it would overwrite something.
 
         Exact on the same number of ranks and batch size. Otherwise the position is carried over by epochs, ranks'
         buffers are shared out anew, and a warning says what cannot be bit-exact.
@@ -194,9 +194,7 @@ class CheckpointStore:
         content = read_run(chosen)
         others = [n for n in self.identity if content["settings"].get(n) != self.settings[n]]
         if others:
-            raise UserError(
-                f"{chosen} belongs to another evaluation (different {', '.join(others)}): choose another --dump_path"
-            )
+            raise UserError(f"{chosen} was made with another {', '.join(others)}: choose another --dump_path")
         _restore(state, content, chosen, warn)
         changes = self._changed_settings(content["settings"])
         if changes and distributed.is_main():
@@ -211,6 +209,8 @@ class CheckpointStore:
     def _choose(self, which: str, warn: Callable[[str], None]) -> str | None:
         if which == "auto":
             return self.newest(warn)
+        if Path(which).is_dir():
+            return CheckpointStore(which, self.settings).newest(warn)
         if which == "never":
             if self.candidates():
                 raise UserError(f"{self.folder} holds checkpoints: choose another --dump_path, or --resume auto")

@@ -272,7 +272,7 @@ def add_run_arguments(parser: Parser) -> None:
         "--resume",
         default="auto",
         help="auto: continue from the newest readable checkpoint in --dump_path; never: refuse to start if there is "
-        "one; or the path of a checkpoint to continue from",
+        "one; or the path of a checkpoint, or of another run's folder, to continue from",
     )
     group.add_argument("--seed", type=non_negative, default=31, help="of the initial weights and of every draw")
     group.add_argument("--checkpoint_freq", type=positive, default=25, help="keep a checkpoint every so many epochs")

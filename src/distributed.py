@@ -235,6 +235,32 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return tensor if world_size() == 1 else _Gather.apply(tensor)
 
 
+@torch.no_grad()
+def permute_rows(tensor: Tensor, order: Tensor) -> Tensor:
+    """Deals the rows of all ranks out anew. No gradient.
+
+    Args:
+        tensor: (n, ...) on each rank, with equal n; their rows are numbered in rank order.
+        order: (W n,) int64 on the CPU, a permutation that all ranks know: row i of the result, counted over the ranks
+            in the same way, is row ``order[i]``.
+
+    Each rank sends every other one only what that one needs.
+    """
+    count, ranks, mine = len(tensor), world_size(), rank()
+    if ranks == 1:
+        return tensor[order.to(tensor.device)]
+    wanted = order.view(ranks, count)
+    owner = wanted // count
+    to_each = [wanted[r][owner[r] == mine] - mine * count for r in range(ranks)]
+    from_each = torch.bincount(owner[mine], minlength=ranks).tolist()
+    sent = tensor[torch.cat(to_each).to(tensor.device)].contiguous()
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, from_each, [len(rows) for rows in to_each])
+    # they come grouped by the rank that owned them, within it in the order in which they are wanted
+    arrival = torch.argsort(owner[mine], stable=True)
+    return received[torch.argsort(arrival).to(tensor.device)]
+
+
 def all_gather_rows(tensor: Tensor) -> Tensor:
     """(n_r, ...) on each rank -> (sum of n_r, ...), in rank order; the ranks may have different n_r. No gradient."""
     if world_size() == 1:

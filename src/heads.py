@@ -1,11 +1,14 @@
 """Small networks on top of a backbone: projectors and prototypes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from src.errors import UserError
+from src.files import describe_mismatch
 
 
 def projector(width: int, hidden: int, out: int, batch_norm: bool = True) -> nn.Module:
@@ -37,6 +40,50 @@ def mlp(
         parts.append(nn.ReLU(inplace=True))
         width = hidden
     return nn.Sequential(*parts, nn.Linear(width, out))
+
+
+def head_of(state: Mapping[str, Tensor]) -> nn.Module:
+    """The head that a file's entries describe, with their weights: linear layers, batch norms, and ReLU in the gaps.
+
+    Args:
+        state: names as ``nn.Linear`` (``weight``, ``bias``) or ``nn.Sequential`` (``0.weight``, ...) give them.
+
+    Raises UserError for entries that no such head has.
+    """
+    if set(state) <= {"weight", "bias"} and "weight" in state:
+        head: nn.Module = _linear_of(state["weight"], "bias" in state)
+    else:
+        indices = {name.partition(".")[0] for name in state}
+        if not indices or not all(index.isdigit() for index in indices):
+            raise UserError(
+                f"its head is not a chain of linear layers and batch norms ({', '.join(sorted(state)[:3])})"
+            )
+        layers: list[nn.Module] = []
+        for i in range(max(map(int, indices)) + 1):
+            if str(i) not in indices:
+                layers.append(nn.ReLU(inplace=True))
+            elif f"{i}.running_mean" in state:
+                affine = f"{i}.weight" in state
+                layers.append(nn.BatchNorm1d(len(state[f"{i}.running_mean"]), affine=affine))
+            else:
+                layers.append(_linear_of(state.get(f"{i}.weight"), f"{i}.bias" in state))
+        head = nn.Sequential(*layers)
+    problem = describe_mismatch(head.state_dict(), state, "its head")
+    if problem:
+        raise UserError(problem)
+    head.load_state_dict(dict(state))
+    return head
+
+
+def _linear_of(weight: Tensor | None, bias: bool) -> nn.Linear:
+    if weight is None or weight.ndim != 2:
+        raise UserError("its head is not a chain of linear layers and batch norms")
+    return nn.Linear(weight.shape[1], weight.shape[0], bias=bias)
+
+
+def output_width(head: nn.Module) -> int:
+    """Features that a head of linear layers gives."""
+    return [module.out_features for module in head.modules() if isinstance(module, nn.Linear)][-1]
 
 
 class TwistHead(nn.Module):

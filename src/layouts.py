@@ -19,6 +19,7 @@ class Layout(NamedTuple):
         backbone: the prefix of the backbone's entries.
         head: what lies below that prefix and is not the backbone's.
         others: prefixes of what else such a file holds.
+        projector: where the head lies, the first of these that some key starts with.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Layout(NamedTuple):
     backbone: str
     head: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    projector: tuple[str, ...] = ()
 
 
 LAYOUTS = (
@@ -37,8 +39,17 @@ LAYOUTS = (
         "encoder_q.",
         ("fc.", "classifier."),
         ("encoder_k.", "teacher_encoder_q.", "teacher_encoder_k.", "queue"),
+        ("encoder_q.fc.", "encoder_q.classifier."),
     ),
-    Layout("MoCo-v2", "moco-v2", "encoder_q.", "encoder_q.", ("fc.", "classifier."), ("encoder_k.", "queue")),
+    Layout(
+        "MoCo-v2",
+        "moco-v2",
+        "encoder_q.",
+        "encoder_q.",
+        ("fc.", "classifier."),
+        ("encoder_k.", "queue"),
+        ("encoder_q.fc.", "encoder_q.classifier."),
+    ),
     Layout(
         "W2SSL",
         "w2ssl",
@@ -48,9 +59,15 @@ LAYOUTS = (
         ("momentum_encoder.", "predictor."),
     ),
     Layout(
-        "MoCo-v3", "moco-v3", "base_encoder.", "base_encoder.", ("fc.", "head."), ("momentum_encoder.", "predictor.")
+        "MoCo-v3",
+        "moco-v3",
+        "base_encoder.",
+        "base_encoder.",
+        ("fc.", "head."),
+        ("momentum_encoder.", "predictor."),
+        ("base_encoder.fc.", "base_encoder.head."),
     ),
-    Layout("TWIST", "twist", "projection_heads.", "backbone.", (), ("projection_heads.",)),
+    Layout("TWIST", "twist", "projection_heads.", "backbone.", (), ("projection_heads.",), ("projection_heads.",)),
     Layout(
         "INTL",
         "intl",
@@ -58,9 +75,18 @@ LAYOUTS = (
         "backbone.",
         ("fc.",),
         ("projection.", "momentum_backbone.", "momentum_projection."),
+        ("projection.",),
     ),
-    Layout("SwAV, DeepCluster-v2 or SeLa-v2", "swav", "projection_head.", "", ("projection_head.", "prototypes.")),
-    Layout("CW-RGP", "cw-rgp", "model.", "model.", ("fc.",), ("head.",)),
+    Layout(
+        "SwAV, DeepCluster-v2 or SeLa-v2",
+        "swav",
+        "projection_head.",
+        "",
+        ("projection_head.", "prototypes."),
+        (),
+        ("projection_head.",),
+    ),
+    Layout("CW-RGP", "cw-rgp", "model.", "model.", ("fc.",), ("head.",), ("head.",)),
     Layout("backbone with a prefix", "", "backbone.", "backbone.", ("fc.",)),
     Layout("torchvision or timm", "", "", "", ("fc.", "head.", "classifier.")),
 )

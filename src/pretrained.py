@@ -1,12 +1,13 @@
 """Reads a backbone out of a checkpoint, with every entry accounted for."""
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from src.backbones import create_backbone, initialize
 from src.checkpoint import FORMAT
@@ -16,6 +17,9 @@ from src.layouts import backbone_in, family_of, resnet_in, weights_in
 
 # What --key may be for checkpoints of ours -> the prefix of those weights
 OWN_KEYS = {"auto": "backbone.", "none": "backbone.", "backbone": "backbone.", "teacher_backbone": "teacher.backbone."}
+
+# Where our methods keep their heads
+OWN_HEADS: tuple[str, ...] = ("head.", "projection_head.", "projection.", "projection_heads.")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Pretrained:
             not say.
         description: one line that says what was loaded.
         family: the method that trained it, as in src/layouts.py; "" if the file does not tell.
+        head: the entries of the head on it, under the head's own names; empty for files without one.
+        queue: a MoCo's queue of keys, (C, K), where the file has one.
     """
 
     backbone: nn.Module
@@ -48,6 +54,8 @@ class Pretrained:
     settings: Mapping[str, Any]
     description: str
     family: str = ""
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+    queue: Tensor | None = None
 
 
 def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str = "auto") -> Pretrained:
@@ -72,9 +80,11 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
             raise UserError(f"{path} has no {key!r}: expected one of {', '.join(OWN_KEYS)}")
         state = {n[len(prefix) :]: t for n, t in content["state_dict"].items() if n.startswith(prefix)}
         origin = f"step {content['step']} of a {settings['method']} run"
+        named, head_prefixes = content["state_dict"], OWN_HEADS
     else:
         named = weights_in(content, path, key)
         state, layout = backbone_in(named, path)
+        head_prefixes = layout.projector
         family = family_of(content, path, key)
         origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
         if spec is None:
@@ -89,7 +99,21 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
     backbone.load_state_dict(state)
     backbone.eval()
     description = f"{spec.arch} from {path}: {len(state)} entries ({origin})"
-    return Pretrained(backbone, spec, settings, description, family)
+    on_top = next((p for p in head_prefixes if any(name.startswith(p) for name in named)), None)
+    head = {n[len(on_top) :]: t for n, t in named.items() if n.startswith(on_top)} if on_top else {}
+    queue = named.get("queue")
+    if queue is not None and (queue.ndim != 2 or "queue_ptr" not in named):
+        queue = None  # SwAV's is another thing
+    return Pretrained(backbone, spec, settings, description, family, head, queue)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A digest of all weights: a file of the same name may hold other ones tomorrow."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def random_backbone(spec: BackboneSpec, seed: int) -> nn.Module:

@@ -155,17 +155,18 @@ def train(
     evaluations: Sequence[Evaluation],
     echo: Callable[[Monitor], None],
     backbone_file: str | None = None,
+    identity: Sequence[str] = (),
 ) -> int:
     """The run itself; returns the exit code.
 
     Args:
         evaluations: what is judged after epochs.
         echo: says what is about to happen.
-        backbone_file: see :class:`src.checkpoint.CheckpointStore`.
+        backbone_file, identity: see :class:`src.checkpoint.CheckpointStore`.
     """
     args = run.args
     checkpoints = CheckpointStore(
-        args.dump_path, vars(args), args.checkpoint_freq, args.keep_last, backbone_file=backbone_file
+        args.dump_path, vars(args), args.checkpoint_freq, args.keep_last, identity, backbone_file
     )
     monitor = Monitor(args.dump_path, args.tensorboard)
     monitor.say(cli.command_line())

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from src.backbones.resnet import RESNETS, ResNet, initialize
 from src.data.views import runs_of_equal_size
@@ -18,8 +19,11 @@ __all__ = [
     "checkpoint_activations",
     "create_backbone",
     "feature_width",
+    "features_and_map",
     "forward_by_size",
     "initialize",
+    "initialize_mobile",
+    "is_mobile",
     "residual_blocks",
 ]
 
@@ -30,6 +34,7 @@ STEMS = ("imagenet", "small", "small_pool", "small_padded")
 ALIASES = {
     "efficientb0": "efficientnet_b0",
     "efficientb1": "efficientnet_b1",
+    "efficientb5": "efficientnet_b5",
     "mobilenetv3": "mobilenetv3_large_100",
 }
 
@@ -83,6 +88,30 @@ def _timm_backbone(name: str, drop_path: float) -> nn.Module:
     return model
 
 
+def is_mobile(backbone: nn.Module) -> bool:
+    """Whether it is one of timm's EfficientNets or MobileNets."""
+    return type(backbone).__name__ in ("EfficientNet", "MobileNetV3")
+
+
+def initialize_mobile(network: nn.Module) -> None:
+    """The start of those networks (TensorFlow's), for everything in ``network``: normal convolutions with variance
+    2 / fan-out of a group, uniform linear layers of +- 1 / sqrt(outputs), batch norms 1 and 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            fan_out = height * width * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, nn.Linear):
+            bound = module.out_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def residual_blocks(backbone: nn.Module) -> list[nn.Module]:
     """The units in which a backbone can be sharded or recomputed; none where its structure is not known."""
     if isinstance(backbone, ResNet):
@@ -111,6 +140,21 @@ def feature_width(backbone: nn.Module) -> int:
     width = backbone.feature_width
     assert isinstance(width, int)
     return width
+
+
+def features_and_map(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the backbone gives, (n, F), and the last feature map it is made of, (n, C, h, w).
+
+    Raises UserError for networks without such a map.
+    """
+    if isinstance(backbone, ResNet):
+        feature_map = backbone.feature_map(images)
+        return torch.flatten(F.adaptive_avg_pool2d(feature_map, 1), 1), feature_map
+    model: Any = backbone
+    feature_map = model.forward_features(images)
+    if feature_map.ndim != 4:
+        raise UserError(f"{type(backbone).__name__} has no feature map")
+    return model.forward_head(feature_map, pre_logits=True), feature_map
 
 
 def forward_by_size(backbone: nn.Module, crops: Sequence[Tensor]) -> Tensor:

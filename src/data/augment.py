@@ -30,7 +30,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draw
+from src.data.draws import BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, SATURATION, Draw
 
 # Pillow's weights of red, green and blue in gray, in 1/65536 (ITU-R 601); the products are exact in float32
 _GRAY = (19595.0, 38470.0, 7471.0)
@@ -71,6 +71,8 @@ def _change_colours(image: Image.Image, draw: Draw) -> Image.Image:
             image = Image.blend(Image.new("RGB", image.size, (_mean_gray(image),) * 3), image, draw.contrast)
         elif operation == SATURATION:
             image = Image.blend(image.convert("L").convert("RGB"), image, draw.saturation)
+        elif operation == GRAYSCALE:
+            image = image.convert("L").convert("RGB")
         else:
             assert operation == HUE
             hue, saturation, value = image.convert("HSV").split()
@@ -116,10 +118,10 @@ class PackedDraws:
 
 
 def pack(draws: Sequence[Draw]) -> PackedDraws:
-    """Groups what is to be done by operation: for each of the four places in the jitter's order, its blends
-    (brightness, contrast and saturation, all of them ``anchor + factor * (x - anchor)``) and its hue shifts."""
+    """Groups what is to be done by operation: for each of the five places in the order, its blends (brightness,
+    contrast, saturation and grayscale, all of them ``anchor + factor * (x - anchor)``) and its hue shifts."""
     steps: list[tuple[str, list[tuple[int, tuple[float, ...]]]]] = []
-    for place in range(4):
+    for place in range(5):
         blends: list[tuple[int, tuple[float, ...]]] = []
         hues: list[tuple[int, tuple[float, ...]]] = []
         for row, draw in enumerate(draws):
@@ -130,6 +132,8 @@ def pack(draws: Sequence[Draw]) -> PackedDraws:
                 blends.append((row, (draw.contrast, 1.0, 0.0)))
             elif operation == SATURATION:
                 blends.append((row, (draw.saturation, 0.0, 1.0)))
+            elif operation == GRAYSCALE:
+                blends.append((row, (0.0, 0.0, 1.0)))
             elif operation == HUE:
                 hues.append((row, (float(hue_steps(draw.hue)),)))
         steps += [("blend", blends), ("hue", hues)]

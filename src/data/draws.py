@@ -8,17 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The jitter's operations, as numbered in `Draw.order`
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+# Operations as numbered in `Draw.order`
+BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE = range(5)
 
 
 class Draw(NamedTuple):
     """Everything that is random about one view of one image.
 
-    ``order`` lists the jitter operations as they are applied, and is empty when the view is not jittered. Factors are
+    ``order`` lists the jitter operations as they are applied, and is empty when the view is not jittered; it begins with
+    GRAYSCALE where that goes before the jitter, otherwise ``grayscale`` says whether it follows. Factors are
     multiplicative around 1, ``hue`` is a shift in turns, and ``blur_sigma`` is in pixels of the output, 0 for no
-    blur. The box is in pixels of the original image. ``seed`` is for views that leave the rest to another library; ``before`` holds colours that are changed before
-    the image is cropped, by views that do so.
+    blur. The box is in pixels of the original image. ``seed`` is for views that leave the rest to another library;
+    ``before`` holds colours that are changed before the image is cropped, by views that do so.
     """
 
     top: int

@@ -105,3 +105,24 @@ def intl(
         for count, size, low, high, p_blur, p_solarize in zip(*lists, strict=True)
         for _ in range(count)
     ]
+
+
+def moco(
+    aug_plus: bool,
+    size: int = 224,
+    *,
+    scale: tuple[float, float] = (0.2, 1.0),
+    jitter_strength: float = 1.0,
+    grayscale: float = 0.2,
+    blur: float = 0.5,
+) -> list[RandomView]:
+    """MoCo's two views, alike: those of v2 (arXiv 2003.04297) with ``aug_plus``, else of v1 (arXiv 1911.05722).
+
+    v1 always jitters, its hue more strongly, turns gray before that, and has no blur (``blur`` 0).
+    ``jitter_strength`` is a factor on the published strengths.
+    """
+    s = 0.4 * jitter_strength
+    view = RandomView(size, scale, jitter=(s, s, s, s / 4), grayscale=grayscale, blur=blur)
+    if not aug_plus:
+        view = replace(view, jitter=(s, s, s, s), jitter_probability=1.0, gray_first=True)
+    return [view] * 2

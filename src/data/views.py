@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from src.data.augment import apply_to_image
-from src.data.draws import Draw
+from src.data.draws import GRAYSCALE, Draw
 from src.errors import UserError
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 when every crop still is at least this many times as large as its output, see
@@ -110,6 +110,7 @@ class RandomView:
         grayscale, blur, solarize: probabilities.
         blur_sigma: range of the Gaussian's standard deviation in pixels.
         bicubic: interpolate bicubically instead of bilinearly; both antialiased.
+        gray_first: grayscale comes before the jitter, as in MoCo-v1.
         colours_first: jitter and grayscale come before the crop, as in W-MSE's and CW-RGP's small-data programs: the
             contrast is then about the mean of the whole image. Always in the workers.
     """
@@ -125,6 +126,7 @@ class RandomView:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
     bicubic: bool = False
+    gray_first: bool = False
     colours_first: bool = False
 
     def draw(self, generator: np.random.Generator, width: int, height: int) -> Draw:
@@ -133,6 +135,9 @@ class RandomView:
         order: tuple[int, ...] = ()
         if u[_JITTER] < self.jitter_probability:
             order = tuple(int(i) for i in np.argsort(u[_ORDER : _ORDER + 4]))
+        grayscale = bool(u[_GRAYSCALE] < self.grayscale)
+        if grayscale and self.gray_first:
+            order, grayscale = (GRAYSCALE, *order), False
         brightness, contrast, saturation, hue = (
             strength * (2.0 * float(x) - 1.0)
             for strength, x in zip(self.jitter, u[_FACTORS : _FACTORS + 4], strict=True)
@@ -150,7 +155,7 @@ class RandomView:
             contrast=max(0.0, 1.0 + contrast),
             saturation=max(0.0, 1.0 + saturation),
             hue=hue,
-            grayscale=bool(u[_GRAYSCALE] < self.grayscale),
+            grayscale=grayscale,
             blur_sigma=low + (high - low) * float(u[_SIGMA]) if u[_BLUR] < self.blur else 0.0,
             solarize=bool(u[_SOLARIZE] < self.solarize),
         )

@@ -46,7 +46,7 @@ from src.files import write_atomically
 from src.monitor import Monitor, number
 from src.optim.larc import LARC
 from src.optim.schedules import multistep, warmup_cosine
-from src.pretrained import Pretrained
+from src.pretrained import Pretrained, fingerprint
 from src.training import Evaluation, Training, choose_precision
 
 # Settings that make another evaluation of it: a checkpoint with other ones is never continued
@@ -293,15 +293,6 @@ def flags_on(argv: Sequence[str] | None) -> set[str]:
     """Names of the long flags on the command line, with ``_``."""
     words = sys.argv[1:] if argv is None else argv
     return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-
-
-def fingerprint(backbone: nn.Module) -> str:
-    """A digest of all weights: a file of the same name may hold other ones tomorrow."""
-    digest = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def share_of(train: ImageSource, args: argparse.Namespace) -> ImageSource:

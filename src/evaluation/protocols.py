@@ -149,8 +149,7 @@ OF_FAMILY = {
     "intl_m": "intl",
     **dict.fromkeys(("cw-rgp", "cwrgp", "wmse", "pca", "bn", "plain"), "cwrgp"),
     **dict.fromkeys(("contrastive", "byol", "simsiam", "barlowtwins", "vicreg", "zero_icl"), "cwrgp"),
-    "moco-v2": "moco",
-    "disco": "moco",
+    **dict.fromkeys(("moco", "moco-v2", "disco", "rkd", "seed"), "moco"),
     "moco-v3": "w2ssl",
     "w2ssl": "w2ssl",
 }

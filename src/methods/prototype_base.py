@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.backbones import feature_width, forward_by_size, initialize
+from src.backbones import feature_width, forward_by_size, initialize, initialize_mobile, is_mobile
 from src.clock import Clock
 from src.heads import MultiPrototypes, Prototypes, projector
 from src.methods.base import Method
@@ -53,6 +53,8 @@ class PrototypeMethod(Method):
         else:
             self.prototypes = MultiPrototypes(feat_dim, nmb_prototypes)
         initialize(self, zero_init_residual)
+        if is_mobile(backbone):  # in the published test-bed the network's own scheme reaches the head and prototypes
+            initialize_mobile(self)
         self.crops_for_assign = list(crops_for_assign)
         self.temperature = temperature
         self.freeze_prototypes_niters = freeze_prototypes_niters

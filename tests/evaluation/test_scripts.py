@@ -162,7 +162,7 @@ def test_eval_semisup_resumes_exactly_and_refuses_another_task(checkpoint, patch
     assert json.loads((tmp_path / "a" / "semisup.json").read_text())["lr"] == written["lr"], again.stderr
     other = run(*base, "--dump_path", tmp_path / "a", "--labels_perc", 25)
     assert other.returncode == 2
-    assert "belongs to another evaluation (different labels_perc, subset_sha256)" in other.stderr
+    assert "was made with another labels_perc, subset_sha256" in other.stderr
     none = run(*base, "--dump_path", tmp_path / "c", "--evaluate")
     assert (none.returncode, "there is no checkpoint" in none.stderr) == (2, True)
 

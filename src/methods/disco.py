@@ -1,0 +1,140 @@
+"""DisCo: distilled contrastive learning (Gao et al. 2021, arXiv 2104.09124), and other losses in the place of its own.
+
+Shape suffixes: n = images of this rank, C = embedding size of the student, D = of the teacher.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.backbones import features_and_map
+from src.clock import Clock
+from src.data.loading import Batch
+from src.errors import UserError
+from src.losses.distillation import (
+    attention_transfer,
+    hard_dark_rank,
+    rkd_angle,
+    rkd_distance,
+    squared_error_sum,
+)
+from src.methods.moco import MoCo
+from src.teacher import Teacher
+
+# Losses on the first view's embeddings
+RELATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rkd_distance": rkd_distance,
+    "rkd_angle": rkd_angle,
+    "darkrank": hard_dark_rank,
+}
+MAPS = ("attention", "fitnet")
+TERMS = ("mse", *RELATIONS, *MAPS)
+REFERENCE_BATCH = 32  # images of a process in the published runs
+
+
+def mse_factor(norm: str, images: int) -> float:
+    """What DisCo's sum over the ``images`` of a process is multiplied by, see ``--distill_norm``."""
+    return {"sum": 1.0, "ref32": REFERENCE_BATCH / images, "mean": 1.0 / images}[norm]
+
+
+class DisCo(MoCo):
+    """MoCo-v2 whose student also reproduces a frozen teacher's embeddings of both views.
+
+    Both views go through the student, in two passes; only the first takes part in the contrastive loss.
+
+    Args:
+        backbone, head, options: see :class:`src.methods.moco.MoCo`.
+        teacher: on the device already. It is not part of the method's state.
+        terms: which of TERMS are added, each once. ``mse`` is DisCo's, over both views; the others see the first
+            view: RKD's two, DarkRank, attention transfer and FitNet's hint on the last feature maps.
+        contrastive_weight, distill_weight: of the contrastive loss, and of all terms together.
+        norm: of ``mse``, see :func:`mse_factor`.
+
+    Raises UserError where teacher and student do not fit each other.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        teacher: Teacher,
+        *,
+        terms: Sequence[str] = ("mse",),
+        contrastive_weight: float = 1.0,
+        distill_weight: float = 1.0,
+        norm: str = "sum",
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, head, **options)
+        self.terms, self.norm = tuple(terms), norm
+        self.contrastive_weight, self.distill_weight = contrastive_weight, distill_weight
+        self._teacher = teacher
+        if self.needs_embeddings and teacher.width != len(self.queue) and "mse" in self.terms:
+            raise UserError(
+                f"the teacher's embeddings have {teacher.width} dimensions and the student's {len(self.queue)}: "
+                f"--distill mse compares them one by one (--moco_dim {teacher.width}?)"
+            )
+        self.regressor: nn.Module | None = None
+        if "fitnet" in self.terms:
+            device = next(teacher.networks.parameters()).device
+            channels = map_channels(backbone, torch.device("cpu")), map_channels(teacher.backbone, device)
+            self.regressor = nn.Conv2d(*channels, kernel_size=1, bias=False)
+            nn.init.uniform_(self.regressor.weight, -0.005, 0.005)
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the teacher's head is needed."""
+        return any(term not in MAPS for term in self.terms)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        first, second = batch.crops
+        students = [self.encode(first), self.encode(second)]
+        teachers = [self._teacher(first), self._teacher(second)] if self.needs_embeddings else []
+        outputs = self.contrast(students[0], self.keys(second, clock), clock)
+        with torch.autocast(first.device.type, enabled=False):
+            distilled = {term: self._term(term, students, teachers) for term in self.terms if term not in MAPS}
+        if set(self.terms) & set(MAPS):
+            distilled |= self._map_terms(first)
+        total = self.contrastive_weight * outputs["contrastive"]
+        total = total + self.distill_weight * torch.stack(list(distilled.values())).sum()
+        outputs = {name: value.detach() for name, value in (outputs | distilled).items()} | {"loss": total}
+        if clock.logging:
+            outputs |= self.watch(students[0])
+            if teachers and teachers[0].shape == students[0].shape:
+                outputs["cosine_to_teacher"] = F.cosine_similarity(students[0].detach(), teachers[0]).mean()
+        return outputs
+
+    def _term(self, term: str, students: list[Tensor], teachers: list[Tensor]) -> Tensor:
+        if term == "mse":
+            views = [squared_error_sum(s, t) for s, t in zip(students, teachers, strict=True)]
+            return torch.stack(views).sum() * mse_factor(self.norm, len(students[0]))
+        return RELATIONS[term](students[0], teachers[0])
+
+    def _map_terms(self, images: Tensor) -> dict[str, Tensor]:
+        """The terms on feature maps of the first view, which take the student's backbone a pass of their own."""
+        parts = [features_and_map(self.backbone, part)[1] for part in images.chunk(self.bn_parts)]
+        student, teacher = torch.cat(parts), self._teacher.maps(images)
+        if student.shape[2:] != teacher.shape[2:]:
+            raise UserError(
+                f"the last feature maps have {tuple(student.shape[2:])} (student) and {tuple(teacher.shape[2:])} "
+                f"(teacher) positions: --distill {' '.join(MAPS)} needs equal ones"
+            )
+        found = {}
+        with torch.autocast(images.device.type, enabled=False):
+            if "attention" in self.terms:
+                found["attention"] = attention_transfer(student.float(), teacher)
+            if self.regressor is not None:
+                found["fitnet"] = F.mse_loss(self.regressor(student.float()), teacher)
+        return found
+
+
+@torch.no_grad()
+def map_channels(backbone: nn.Module, device: torch.device) -> int:
+    """Channels of a backbone's last feature map."""
+    training = backbone.training
+    channels = features_and_map(backbone.eval(), torch.zeros(1, 3, 64, 64, device=device))[1].shape[1]
+    backbone.train(training)
+    return channels

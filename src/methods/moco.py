@@ -1,0 +1,87 @@
+"""MoCo-v2: momentum contrast (Chen et al. 2020, arXiv 2003.04297; He et al. 2020, arXiv 1911.05722).
+
+Shape suffixes: n = images of this rank, B = images of all ranks, C = embedding size, K = columns of the queue.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src import distributed
+from src.clock import Clock
+from src.data.loading import Batch
+from src.diagnostics import Check, feature_std, rankme
+from src.methods.joint_embedding import collapse_check
+from src.methods.queue_base import QueueMethod, embed
+from src.optim.ema import momentum_copy, update_momentum_copy
+
+_SHUFFLE = 0x5B  # tells these draws from others that are keyed by seed and step
+
+
+class MoCo(QueueMethod):
+    """Tells the key of an image's other view from the keys of other images.
+
+    Keys come from a momentum copy, whose images are dealt out anew over the ranks (and parts of a batch) for its
+    forward pass, so that batch statistics do not give away which key belongs to which query. The permutation follows
+    from the seed and the step, so that no rank has to be told.
+
+    Args:
+        backbone, head, options: see :class:`src.methods.queue_base.QueueMethod`.
+        momentum: of the copy.
+        temperature: T.
+        seed: of the permutations.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        momentum: float = 0.999,
+        temperature: float = 0.2,
+        seed: int = 0,
+        **options: int | bool,
+    ) -> None:
+        super().__init__(backbone, head, **options)  # type: ignore[arg-type]
+        self.momentum_backbone, self.momentum_head = momentum_copy(backbone), momentum_copy(head)
+        self.momentum, self.temperature, self.seed = momentum, temperature, seed
+
+    def before_step(self, clock: Clock) -> None:
+        update_momentum_copy(self.momentum_backbone, self.backbone, self.momentum)
+        update_momentum_copy(self.momentum_head, self.head, self.momentum)
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        first, second = batch.crops
+        queries = self.encode(first)
+        outputs = self.contrast(queries, self.keys(second, clock), clock)
+        outputs["loss"] = outputs["contrastive"]
+        if clock.logging:
+            outputs |= self.watch(queries)
+        return outputs
+
+    @torch.no_grad()
+    def keys(self, images: Tensor, clock: Clock) -> Tensor:
+        """The momentum copy's unit rows (n, C), made in other company (shuffling batch norm)."""
+        total = len(images) * distributed.world_size()
+        order = torch.from_numpy(np.random.default_rng([_SHUFFLE, self.seed, clock.step]).permutation(total))
+        dealt = distributed.permute_rows(images, order)
+        keys = embed(self.momentum_backbone, self.momentum_head, dealt, self.bn_parts)
+        return distributed.permute_rows(keys, order.argsort())
+
+    def contrast(self, queries_nC: Tensor, keys_nC: Tensor, clock: Clock) -> dict[str, Tensor]:
+        """InfoNCE of the queries against their keys and the queue, as ``contrastive``; enqueues the keys."""
+        with torch.autocast(queries_nC.device.type, enabled=False):
+            logits = self.against_queue(queries_nC, keys_nC) / self.temperature
+            loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+            self.enqueue(keys_nC)
+        outputs = {"contrastive": loss}
+        if clock.logging:
+            outputs["own_key_first"] = (logits.argmax(dim=1) == 0).float().mean()
+        return outputs
+
+    def watch(self, queries_nC: Tensor) -> dict[str, Tensor]:
+        return {"feature_std": feature_std(queries_nC.detach()), "rankme": rankme(queries_nC.detach())}
+
+    def health_checks(self) -> list[Check]:
+        return [collapse_check()]

@@ -1,0 +1,72 @@
+"""What MoCo, DisCo and SEED share: unit embeddings, and a queue of them from past batches.
+
+Shape suffixes: n = images of this rank, B = images of all ranks, C = embedding size, K = columns of the queue.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src import distributed
+from src.backbones import initialize
+from src.backbones.resnet import ResNet
+from src.methods.base import Method
+
+
+def embed(backbone: nn.Module, head: nn.Module, images: Tensor, parts: int = 1) -> Tensor:
+    """(n, 3, h, w) -> (n, C) float32 unit rows.
+
+    With ``parts`` > 1, batch norms take their statistics over each part of the batch, as so many GPUs would.
+    """
+    embeddings = [head(backbone(part)) for part in images.chunk(parts)]
+    return F.normalize(torch.cat(embeddings).float(), dim=1)
+
+
+class QueueMethod(Method):
+    """A backbone with a head, and a queue that is the same on every rank.
+
+    Args:
+        backbone: (m, 3, h, w) -> (m, F).
+        head: (m, F) -> (m, C).
+        dim, queue_columns: C and K; the queue starts with random unit columns. K must be at least B.
+        bn_parts: see :func:`embed`.
+        zero_init_residual: see :func:`src.backbones.initialize`; networks of timm start as timm does.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        dim: int = 128,
+        queue_columns: int = 65536,
+        bn_parts: int = 1,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(backbone, ResNet):
+            initialize(backbone, zero_init_residual)
+        self.backbone, self.head, self.bn_parts = backbone, head, bn_parts
+        # names and shapes of the published files
+        self.register_buffer("queue", F.normalize(torch.randn(dim, queue_columns), dim=0))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The trained network's unit rows, (n, C)."""
+        return embed(self.backbone, self.head, images, self.bn_parts)
+
+    def against_queue(self, rows_nC: Tensor, partners_nC: Tensor) -> Tensor:
+        """Cosines with each row's partner and with the queue as it is now: (n, 1 + K)."""
+        own = (rows_nC * partners_nC).sum(dim=1, keepdim=True)
+        return torch.cat([own, rows_nC @ self.queue.clone()], dim=1)  # the queue changes before backward
+
+    @torch.no_grad()
+    def enqueue(self, rows_nC: Tensor) -> None:
+        """All ranks' rows take the place of the oldest columns, in rank order."""
+        columns_CB = distributed.gather_with_gradient(rows_nC).T
+        places = torch.arange(columns_CB.shape[1], device=columns_CB.device) + self.queue_ptr
+        self.queue.index_copy_(1, places % self.queue.shape[1], columns_CB)
+        self.queue_ptr.copy_((self.queue_ptr + columns_CB.shape[1]) % self.queue.shape[1])

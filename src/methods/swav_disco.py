@@ -1,0 +1,48 @@
+"""SwAV whose embeddings also come close to a frozen teacher's: DisCo's SwAV test-bed (arXiv 2104.09124, table 5)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.clock import Clock
+from src.data.loading import Batch
+from src.errors import UserError
+from src.heads import output_width
+from src.methods.swav import SwAV
+from src.teacher import Teacher
+
+
+class SwAVDisCo(SwAV):
+    """SwAV plus half the mean squared error between student and teacher, over all crops and dimensions.
+
+    Args:
+        backbone, options: see :class:`src.methods.swav.SwAV`.
+        teacher: on the device already.
+        weight: of the mean squared error. 0.5, as the published program halves it together with the SwAV loss.
+    """
+
+    def __init__(self, backbone: nn.Module, teacher: Teacher, *, weight: float = 0.5, **options: Any) -> None:
+        super().__init__(backbone, **options)
+        self.weight, self._teacher = weight, teacher
+        self._embeddings: Tensor | None = None
+        width = output_width(self.projection_head)
+        if teacher.width != width:
+            raise UserError(
+                f"the teacher's embeddings have {teacher.width} dimensions and the student's {width}: "
+                f"pass --feat_dim {teacher.width}"
+            )
+
+    def embed(self, crops: Sequence[Tensor]) -> Tensor:
+        self._embeddings = super().embed(crops)
+        return self._embeddings
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        outputs = super().forward(batch, clock)
+        embeddings, self._embeddings = self._embeddings, None
+        assert embeddings is not None
+        error = F.mse_loss(embeddings, self._teacher.by_size(batch.crops))
+        outputs["swav"], outputs["mse"] = outputs["loss"].detach(), error.detach()
+        outputs["loss"] = outputs["loss"] + self.weight * error
+        return outputs
