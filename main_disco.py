@@ -4,7 +4,8 @@
     torchrun --nproc_per_node=8 main_disco.py -a resnet50 $V2 --hidden 2048 /path/to/imagenet
     torchrun --nproc_per_node=8 main_disco.py -a efficientb0 $V2 --teacher moco_r50.pth.tar /path/to/imagenet
 
-The defaults of the flags are those of the published programs, which are MoCo-v1's. The methods are src/methods/{moco,disco}.py and src/methods/baselines/seed.py.
+The defaults of the flags are those of the published programs, which are MoCo-v1's. The methods are
+src/methods/{moco,disco}.py and src/methods/baselines/seed.py.
 """
 
 import argparse
@@ -249,7 +250,6 @@ def load_teacher(run: Pretraining) -> Teacher | None:
 def build_method(run: Pretraining, teacher: Teacher | None) -> QueueMethod:
     """The method with fresh weights."""
     args = run.args
-    cli.seed_everything(args.seed, args.deterministic)  # whatever the teacher's file took
     backbone = create_backbone(args.arch, width=args.width, stem=args.stem)
     head = head_on(feature_width(backbone), args)
     common: dict[str, Any] = {

@@ -22,10 +22,12 @@ from src.methods.deepcluster import DeepClusterV2
 from src.methods.prototype_base import PrototypeMethod
 from src.methods.sela import SeLaV2
 from src.methods.swav import SwAV, rows_per_rank
+from src.methods.swav_disco import SwAVDisCo
 from src.monitor import Monitor, number
 from src.optim.larc import LARC
 from src.optim.schedules import warmup_cosine
 from src.pretraining import Pretraining
+from src.teacher import Teacher
 
 
 def build_parser() -> cli.Parser:
@@ -92,6 +94,19 @@ def build_parser() -> cli.Parser:
         help="SeLa-v2: predict an image's cluster, or its code",
     )
 
+    teach = parser.add_argument_group("distillation (DisCo's test-bed, --method swav)")
+    teach.add_argument("--teacher", "--pretrained", default="", help="checkpoint of a frozen teacher, such as SwAV's")
+    teach.add_argument("--teacher_arch", help="needed for networks that are no ResNets")
+    teach.add_argument(
+        "--teacher_normalise", type=cli.boolean, default=False, help="compare with unit vectors; published: raw ones"
+    )
+    teach.add_argument(
+        "--distill_weight",
+        type=float,
+        default=0.5,
+        help="of the mean squared error; published: 1/2, like each crop's loss",
+    )
+
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.positive, default=100, help="in all")
     optim.add_argument("--batch_size", type=int, default=64, help="images for each process")
@@ -139,6 +154,10 @@ def check(args: argparse.Namespace, views: Sequence[RandomView]) -> None:
         raise UserError(f"--queue_length belongs to SwAV; {args.method} remembers a whole epoch")
     if args.method != "swav" and args.shard:
         raise UserError("--shard is there for SwAV only")
+    if args.teacher and (args.method != "swav" or args.shard):
+        raise UserError("--teacher goes with --method swav, and without --shard")
+    if args.distill_weight < 0:
+        raise UserError("--distill_weight must not be negative")
     if args.method == "sela-v2" and not args.sela_hard and len(set(args.nmb_prototypes)) > 1:
         raise UserError("--sela_hard false needs heads with equally many prototypes")
     if args.sela_epsilon <= 0 or args.sela_tolerance < 0:
@@ -177,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(args, views)
 
     run = pretraining.start(args, views, args.data_path)
-    method = build_method(run)
+    teacher = load_teacher(run)
+    method = build_method(run, teacher)
     if args.sync_bn in ("pytorch", "apex"):
         group_size = args.syncbn_process_group_size if args.sync_bn == "apex" else 0
         sync_bn.convert(method, group_size, run.world.device.type)
@@ -196,11 +216,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     knn = pretraining.online_knn(run, method)
     return pretraining.train(
-        run, method, optimizer, {"lr": learning_rate}, knn, lambda monitor: echo(run, method, monitor)
+        run,
+        method,
+        optimizer,
+        {"lr": learning_rate},
+        knn,
+        lambda monitor: echo(run, method, teacher, monitor),
+        identity=("teacher_sha256",) if teacher else (),
     )
 
 
-def build_method(run: Pretraining) -> PrototypeMethod:
+def load_teacher(run: Pretraining) -> Teacher | None:
+    """The frozen teacher on its device, in eval mode; its digest becomes a setting."""
+    args = run.args
+    if not args.teacher:
+        return None
+    teacher = Teacher(args.teacher, args.teacher_arch, training=False, normalise=args.teacher_normalise)
+    args.teacher_sha256 = teacher.sha256
+    return teacher.to(run.world.device)
+
+
+def build_method(run: Pretraining, teacher: Teacher | None) -> PrototypeMethod:
     """The method with fresh weights."""
     args, world = run.args, run.world
     common: dict[str, Any] = {
@@ -219,15 +255,16 @@ def build_method(run: Pretraining) -> PrototypeMethod:
             raise UserError(
                 f"--queue_length {args.queue_length} does not hold one batch of {args.batch_size * world.size} images"
             )
-        return SwAV(
-            backbone,
-            **common,
-            nmb_prototypes=args.nmb_prototypes[0] if len(args.nmb_prototypes) == 1 else args.nmb_prototypes,
-            epsilon=args.epsilon,
-            sinkhorn_iterations=args.sinkhorn_iterations,
-            queue_rows=queue_rows,
-            epoch_queue_starts=args.epoch_queue_starts,
-        )
+        common |= {
+            "nmb_prototypes": args.nmb_prototypes[0] if len(args.nmb_prototypes) == 1 else args.nmb_prototypes,
+            "epsilon": args.epsilon,
+            "sinkhorn_iterations": args.sinkhorn_iterations,
+            "queue_rows": queue_rows,
+            "epoch_queue_starts": args.epoch_queue_starts,
+        }
+        if teacher is not None:
+            return SwAVDisCo(backbone, teacher, weight=args.distill_weight, **common)
+        return SwAV(backbone, **common)
     rows_per_epoch = run.clock.steps_per_epoch * args.accumulate * args.batch_size
     if rows_per_epoch < max(args.nmb_prototypes):
         raise UserError(
@@ -247,7 +284,7 @@ def build_method(run: Pretraining) -> PrototypeMethod:
     )
 
 
-def echo(run: Pretraining, method: PrototypeMethod, monitor: Monitor) -> None:
+def echo(run: Pretraining, method: PrototypeMethod, teacher: Teacher | None, monitor: Monitor) -> None:
     """What is about to happen, in numbers that a user can check against the recipe."""
     args, ranks = run.args, run.world.size
     batch = args.batch_size * ranks
@@ -262,6 +299,8 @@ def echo(run: Pretraining, method: PrototypeMethod, monitor: Monitor) -> None:
         f"lr         {warmup if args.warmup_epochs else ''}{number(args.base_lr)} -> {number(args.final_lr)} by cosine"
     )
     monitor.say(f"loss       {math.log(args.nmb_prototypes[0]):.3f} = ln K means that nothing is learnt")
+    if teacher is not None:
+        monitor.say(f"teacher    {teacher.description}; its mean squared error weighs {args.distill_weight:g}")
     queue = method.queue.shape[1] * ranks if isinstance(method, SwAV) else 0
     if queue:
         monitor.say(

@@ -44,12 +44,13 @@ class Teacher:
         normalise: bool = True,
         parts: int = 1,
     ) -> None:
-        loaded = load_backbone(path, BackboneSpec(TEACHERS.get(arch, arch)) if arch else None)
-        self.backbone = loaded.backbone
-        try:
-            self.head = head_of(loaded.head) if loaded.head else None
-        except UserError as error:
-            raise UserError(f"{path} cannot teach: {error}") from None
+        with torch.random.fork_rng(devices=[]):  # what is built afterwards starts as it would without a teacher
+            loaded = load_backbone(path, BackboneSpec(TEACHERS.get(arch, arch)) if arch else None)
+            self.backbone = loaded.backbone
+            try:
+                self.head = head_of(loaded.head) if loaded.head else None
+            except UserError as error:
+                raise UserError(f"{path} cannot teach: {error}") from None
         self.queue, self.description = loaded.queue, loaded.description
         self.normalise, self.parts = normalise, parts
         self.networks = nn.ModuleList([self.backbone, *([self.head] if self.head is not None else [])])
