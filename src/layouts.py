@@ -88,7 +88,7 @@ LAYOUTS = (
     ),
     Layout("CW-RGP", "cw-rgp", "model.", "model.", ("fc.",), ("head.",), ("head.",)),
     Layout("backbone with a prefix", "", "backbone.", "backbone.", ("fc.",)),
-    Layout("torchvision or timm", "", "", "", ("fc.", "head.", "classifier.")),
+    Layout("torchvision or timm", "", "", "", ("fc.", "head.", "classifier."), (), ("fc.", "head.", "classifier.")),
 )
 
 # Entries of a checkpoint that may hold the weights, in this order

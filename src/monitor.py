@@ -142,7 +142,7 @@ class Monitor:
 
 
 def read_log(path: str | Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind, in the order of their steps; of a step that was repeated, the latest.
+    """The records of one kind, in the order of their steps; of a step that was repeated, the latest values.
 
     A last line that was cut off by a kill is left out.
     """
@@ -153,5 +153,5 @@ def read_log(path: str | Path, kind: str) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if record["kind"] == kind:
-            by_step[record["step"]] = record
+            by_step.setdefault(record["step"], {}).update(record)
     return [by_step[step] for step in sorted(by_step)]

@@ -179,6 +179,23 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -
     _save(figure, path)
 
 
+def information_plane(records: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """I(X;T) against I(T;Y) over the steps of a training, coloured by the step.
+
+    Args:
+        records: with ``step``, ``information_xt`` and ``information_ty``, as :func:`src.monitor.read_log` returns them.
+        path: of the PNG.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 4.4))
+    x, y = [r["information_xt"] for r in records], [r["information_ty"] for r in records]
+    axis.plot(x, y, color="grey", linewidth=0.8, zorder=1)
+    points = axis.scatter(x, y, c=[r["step"] for r in records], cmap="viridis", s=16, zorder=2)
+    figure.colorbar(points, ax=axis, label="step")
+    axis.set(xlabel="I(X; T) in bits", ylabel="I(T; Y) in bits", title="information plane of the classifier")
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def spectrum_curves(curves: Mapping[str, Tensor], path: str | Path) -> None:
     """Eigenvalues as shares of their sum, falling, on a logarithmic scale; the dashed line is an even spectrum."""
     figure, axis = plt.subplots(figsize=(6, 4))

@@ -34,10 +34,11 @@ Schedule = Callable[[Clock], float]
 
 
 class Evaluation(NamedTuple):
-    """What judges the method (in eval mode) after every so many epochs and after the last, on all ranks."""
+    """What judges the method (in eval mode) after every so many epochs, or steps, and after the last, on all ranks."""
 
     every: int
     judge: Callable[[], Mapping[str, float]]
+    unit: str = "epoch"
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Training:
                 finished = self.clock.step_in_epoch == 0
                 with self._interval.paused():
                     if finished and not stopped:
-                        self._evaluate()
+                        self._evaluate("epoch", self.clock.epoch, self.clock.step >= self.last_step)
                     if finished or stopped or self.clock.step >= self.last_step:
                         self._save(epoch_finished=finished)
                 if stopped:
@@ -274,6 +275,8 @@ class Training:
             self.method.after_step(clock)
             clock.step += 1
             self.monitor.advance()
+            with self._interval.paused():
+                self._evaluate("step", clock.step, clock.step >= self.last_step)
             if agreement.any(stop.number is not None):
                 agreement.finish()
                 return True
@@ -364,10 +367,8 @@ class Training:
                 self._unreadable.add(name)
                 self.monitor.warn(f"unreadable image skipped: {name}; {len(self._unreadable)} so far")
 
-    def _evaluate(self) -> None:
-        done = self.clock.epoch
-        is_last = self.clock.step >= self.last_step
-        due = [evaluation for evaluation in self.evaluations if is_last or done % evaluation.every == 0]
+    def _evaluate(self, unit: str, done: int, is_last: bool) -> None:
+        due = [one for one in self.evaluations if one.unit == unit and (is_last or done % one.every == 0)]
         if not due:
             return
         self.method.eval()
@@ -380,7 +381,7 @@ class Training:
             return
         self.monitor.record(self.clock, "evaluation", values)
         listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())
-        self.monitor.say(f"after epoch {done}: {listing}")
+        self.monitor.say(f"after {unit} {done}: {listing}")
 
     def _save(self, epoch_finished: bool) -> None:
         if self.checkpoints is None or self._saved_step == self.clock.step:

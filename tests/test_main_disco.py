@@ -17,8 +17,8 @@ from tests.test_bad_input import fails
 
 SMALL = [
     "--arch", "resnet18", "--width", "0.125", "--stem", "small", "--crop_size", "16", "--moco_dim", "8",
-    "--moco_k", "64", "--hidden", "16", "--batch_size", "16", "--bn_parts", "2", "--aug_plus", "--mlp", "--cos", "--moco_t", "0.2",
-    "--tensorboard", "false", "--device", "cpu", "--log_every", "1",
+    "--moco_k", "64", "--hidden", "16", "--batch_size", "16", "--bn_parts", "2", "--aug_plus", "--mlp",
+    "--cos", "--moco_t", "0.2",    "--tensorboard", "false", "--device", "cpu", "--log_every", "1",
 ]  # fmt: skip
 
 
@@ -181,16 +181,18 @@ def test_the_queue_starts_as_asked(patches, tmp_path, teacher):
         ours = read_run(folder / "checkpoint.pth.tar")["state_dict"]
         assert ours["queue_ptr"].tolist() == [16]
         assert torch.equal(ours["queue"][:, 16:], theirs[:, 16:]) == (asked == "true")
-    result = run(*command(patches, tmp_path / "c", "--teacher", teacher, "--epochs", 1, "--max_steps", 1, "--workers", 0,
-                          "--moco_k", 48))  # fmt: skip
+    plan = ["--teacher", teacher, "--epochs", 1, "--max_steps", 1, "--moco_k", 48]
+    result = run(*command(patches, tmp_path / "c", *plan))
     assert "the student's starts at random" in result.stdout + result.stderr
 
 
 def test_swav_with_a_teacher(patches, tmp_path, teacher):
-    base = ["main_swav.py", "--data_path", patches / "train", "--arch", "resnet18", "--width", "0.125",
-            "--stem", "small", "--size_crops", "16", "--batch_size", "16", "--nmb_prototypes", "6", "--feat_dim", "8", "--hidden_mlp", "8",
-            "--epochs", "2", "--warmup_epochs", "0", "--base_lr", "0.1", "--pretrained", teacher, "--device", "cpu",
-            "--tensorboard", "false", "--log_every", "1"]  # fmt: skip
+    base = [
+        "main_swav.py", "--data_path", patches / "train", "--arch", "resnet18", "--width", "0.125", "--stem", "small",
+        "--size_crops", "16", "--batch_size", "16", "--nmb_prototypes", "6", "--feat_dim", "8", "--hidden_mlp", "8",
+        "--epochs", "2", "--warmup_epochs", "0", "--base_lr", "0.1", "--pretrained", teacher, "--device", "cpu",
+        "--tensorboard", "false", "--log_every", "1",
+    ]  # fmt: skip
     assert run(*base, "--dump_path", tmp_path / "a", "--workers", 1).returncode == 0
     assert run(*base, "--dump_path", tmp_path / "b", "--workers", 0, "--max_steps", 4).returncode == 0
     result = run(*base, "--dump_path", tmp_path / "b", "--workers", 1)

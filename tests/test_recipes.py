@@ -9,6 +9,7 @@ import pytest
 
 import eval_linear
 import eval_semisup
+import main_disco
 import main_intl
 import main_swav
 import main_twist
@@ -76,6 +77,10 @@ FLAGS = {
     "swav_200ep_bs256_pretrain": {"epochs": 200, **SMALL_BATCH},
     "swav_400ep_bs256_pretrain": {"epochs": 400, **SMALL_BATCH},
     "swav_400ep_single_node": {"epochs": 400, **SMALL_BATCH, "batch_size": 32},
+    **{
+        name: {"epochs": 200, **SMALL_BATCH, "arch": "efficientb0", "teacher": teacher, "distill_weight": 0.5}
+        for name, teacher in (("disco_swav", "/path/to/swav_800ep_pretrain.pth.tar"), ("disco_swav_baseline", ""))
+    },
     "swav_200ep_single_gpu": {"epochs": 200, **SMALL_BATCH, "batch_size": 256, "sync_bn": "none"},
     "swav_cifar10": CIFAR,
     "deepclusterv2_cifar10": {**CIFAR, **CLUSTERS, "nmb_prototypes": [100] * 3, "freeze_prototypes_niters": int(1e10)},
@@ -234,6 +239,32 @@ JUDGES = {
 }  # fmt: skip
 
 
+MOCO_V2 = {
+    "mlp": True, "moco_t": 0.2, "aug_plus": True, "cos": True, "batch_size": 256, "lr": 0.03, "moco_k": 65536,
+    "moco_m": 0.999, "wd": 1e-4, "momentum": 0.9, "moco_dim": 128, "crop_size": 224, "epochs": 200, "bn_parts": 1,
+    "precision": "fp32",
+}  # fmt: skip
+DISTILLED = {
+    "method": "disco", "hidden": 2048, "arch": "efficientb0", "distill": ["mse"], "distill_norm": "sum",
+    "distill_weight": 1.0, "teacher": "/path/to/moco_resnet50.pth.tar", "zero_init_residual": False,
+}  # fmt: skip
+MOCO_RECIPES = {
+    **{
+        f"moco_{arch}": {"method": "moco", "arch": arch, "hidden": hidden, "epochs": epochs, "zero_init_residual": True}
+        for arch, hidden, epochs in (
+            ("resnet50", 2048, 200), ("resnet101", 2048, 200), ("resnet152", 2048, 800), ("mobilenetv3", 512, 200),
+            ("efficientb0", 1280, 200), ("efficientb1", 1280, 200), ("resnet18", 1280, 200), ("resnet34", 1280, 200),
+        )
+    },
+    "disco_pretrain": DISTILLED,
+    "disco_hidden2048": DISTILLED,
+    "disco_rkd": {**DISTILLED, "method": "rkd", "distill": ["rkd_distance", "rkd_angle"]},
+    "disco_rkd_mse": {**DISTILLED, "method": "rkd", "distill": ["rkd_distance", "rkd_angle", "mse"]},
+    "disco_teacher_swav": {**DISTILLED, "arch": "resnet34", "teacher": "/path/to/swav_800ep_pretrain.pth.tar"},
+    "disco_seed": {"method": "seed", "arch": "efficientb0", "hidden": -1, "teacher_temperature": 1e-4},
+}  # fmt: skip
+
+
 def directives(path: Path) -> dict[str, str]:
     """``{"nodes": "8", "requeue": "", ...}`` of the #SBATCH lines."""
     lines = path.read_text().splitlines()
@@ -253,7 +284,13 @@ def command_of(name: str, *extra: str) -> list[str]:
 
 
 def test_every_recipe_is_checked():
-    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == {*FLAGS, *TWIST_RECIPES, *INTL_RECIPES, *JUDGES}
+    assert {path.stem for path in SCRIPTS.glob("*.sh")} - {"launch"} == {
+        *FLAGS,
+        *TWIST_RECIPES,
+        *INTL_RECIPES,
+        *MOCO_RECIPES,
+        *JUDGES,
+    }
 
 
 @pytest.mark.parametrize("name", RESOURCES)
@@ -325,6 +362,19 @@ def test_intls_and_cwrgps_recipes_are_the_published_ones(name):
     found = directives(SCRIPTS / f"{name}.sh")
     assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", str(gpus))
     main_intl.check_whitening(args, args.bs // gpus, args.emb)
+
+
+@pytest.mark.parametrize("name", MOCO_RECIPES)
+def test_mocos_and_discos_recipes_are_the_published_ones(name):
+    script, *words = command_of(name)
+    assert script == "main_disco.py"
+    args = main_disco.build_parser().parse_args(words)
+    main_disco.resolve(args)
+    main_disco.check(args)
+    expected = {**MOCO_V2, **MOCO_RECIPES[name]}
+    assert {flag: getattr(args, flag) for flag in expected} == expected
+    found = directives(SCRIPTS / f"{name}.sh")
+    assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", "8")
 
 
 @pytest.mark.parametrize("name", JUDGES)

@@ -32,6 +32,7 @@ from src.errors import UserError
 from src.evaluation import protocols
 from src.evaluation.classifiers import (
     Classification,
+    Classifier,
     FineTuning,
     LastBlocks,
     LinearProbe,
@@ -40,6 +41,7 @@ from src.evaluation.classifiers import (
     is_transformer,
 )
 from src.evaluation.features import FeatureDataset, extract_features
+from src.evaluation.information import watch_information
 from src.evaluation.reported import reported_line
 from src.evaluation.subject import Subject, open_subject, open_weights
 from src.files import write_atomically
@@ -47,6 +49,7 @@ from src.monitor import Monitor, number
 from src.optim.larc import LARC
 from src.optim.schedules import multistep, warmup_cosine
 from src.pretrained import Pretrained, fingerprint
+from src.teacher import Teacher
 from src.training import Evaluation, Training, choose_precision
 
 # Settings that make another evaluation of it: a checkpoint with other ones is never continued
@@ -131,7 +134,26 @@ def build_parser(
     group.add_argument(
         "--avgpool_patchtokens", type=cli.boolean, default=False, help="and the mean of the patch tokens"
     )
+    group = parser.add_argument_group("knowledge distillation from a classifier (DisCo's main_lincls_ft.py)")
+    group.add_argument("--teacher", default="", help="a network with its classifier, such as one of --classifier_file")
+    group.add_argument("--teacher_arch", help="needed for networks that are no ResNets")
+    group.add_argument("--alpha", type=float, default=0.5, help="weight of the teacher; 1 - alpha is the labels'")
+    group.add_argument("--T", type=float, default=2.0, help="temperature of both softmaxes")
+    group = parser.add_argument_group("mutual information of the first classifier (DisCo's analysis)")
+    group.add_argument(
+        "--information_every", type=cli.non_negative, default=0, help="measure it every so many steps; 0 = never"
+    )
+    group.add_argument(
+        "--information_images", type=cli.positive, default=1000, help="training images it is measured on"
+    )
+    group.add_argument("--information_bins", type=cli.positive, default=30, help="of each probability")
+    group.add_argument(
+        "--information_compat", action="store_true", help="with the published program's mistake, which splits clusters"
+    )
     group = parser.add_argument_group("run")
+    group.add_argument(
+        "--classifier_file", help="also write the network with its best classifier, under torchvision's or timm's names"
+    )
     group.add_argument("--resume", default="auto", help="auto, never, or a checkpoint of this evaluation")
     group.add_argument("-e", "--evaluate", action="store_true", help="judge the newest checkpoint, without training")
     group.add_argument(
@@ -178,10 +200,20 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--lr {args.lr}: expected different learning rates")
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: expected at least one image per process")
+    if args.weights == "finetune" and not args.lr_backbone:
+        raise UserError("--weights finetune: this protocol has no rate for the backbone, give it with --lr_backbone")
     if args.weights == "finetune" and len(args.lr) > 1:
         raise UserError("--weights finetune trains one classifier: give one learning rate")
     if args.weights == "finetune" and (args.features == "cached" or not args.global_pooling or args.n_last_blocks > 1):
         raise UserError("--features cached, --global_pooling false and --n_last_blocks need --weights freeze")
+    if args.teacher and (args.features == "cached" or args.weights == "finetune"):
+        raise UserError("--teacher needs --features augmented and --weights freeze")
+    if args.T <= 0 or not 0 <= args.alpha <= 1:
+        raise UserError("--T must be positive, and --alpha between 0 and 1")
+    if args.information_every and args.optimizer == "lbfgs":
+        raise UserError("--information_every watches a training, and lbfgs has no steps")
+    if args.classifier_file and (not args.global_pooling or args.n_last_blocks > 1 or args.avgpool_patchtokens):
+        raise UserError("--classifier_file needs one linear layer on the pooled features")
     if args.features == "cached" and not args.global_pooling:
         raise UserError("--features cached needs --global_pooling true")
     if args.scheduler_type == "exponential" and args.final_lr <= 0:
@@ -210,7 +242,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
     protocols.resolve(args, protocol, world.size)
     check(args)
     args.backbone_sha256 = fingerprint(weights.backbone)
-    subject = open_subject(args, weights, world.device, protocol.std, args.bicubic)
+    subject = open_subject(args, weights, world.device, protocol.std, args.bicubic, protocol.whole_image)
     train = share_of(subject.train, args)
     cli.seed_everything(args.seed)
 
@@ -221,6 +253,8 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
         backbone = LastBlocks(backbone, args.n_last_blocks, args.avgpool_patchtokens)
     train_loader, test_loader, prepare = loaders(args, subject, backbone, train, batches)
     method = build_method(args, backbone, subject.num_classes, subject.view.size, protocol)
+    if args.teacher:
+        give_teacher(args, method, subject.num_classes, world.device)
     if protocol.sync_bn or args.weights == "freeze":  # frozen, only the classifier's own batch norm is trained
         sync_bn.convert(method, device_type=world.device.type)
     method.to(world.device)
@@ -241,7 +275,8 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
 
     # ------------------------------------------------------------------------------------------- run, report
     folder = Path(args.dump_path) / name
-    checkpoints = CheckpointStore(folder, vars(args), frequency=args.epochs, identity=IDENTITY)
+    identity = (*IDENTITY, "teacher_sha256", "alpha", "T") if args.teacher else IDENTITY
+    checkpoints = CheckpointStore(folder, vars(args), frequency=args.epochs, identity=identity)
     monitor = Monitor(folder)
     clock = Clock(len(batches), args.epochs)
     echo(args, monitor, subject, len(train), protocol, reason, clock)
@@ -264,7 +299,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
         precision=precision,
         monitor=monitor,
         checkpoints=checkpoints,
-        evaluations=[Evaluation(args.eval_freq, judge)],
+        evaluations=[Evaluation(args.eval_freq, judge), *watch_information(args, method, subject, train, folder)],
         log_every=args.log_every,
         save_every=args.save_every,
         max_steps=args.max_steps,
@@ -275,6 +310,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
             assert isinstance(train_loader.dataset, FeatureDataset)
             fit_logistic_regression(method, train_loader.dataset)
             report(args, name, weights, subject, len(train), method, judge(), monitor)
+            save_classifier(args, method, subject.backbone)
             return 0
         training.restore(args.resume)
         if args.evaluate and clock.step == 0:
@@ -284,6 +320,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
             return 128 + stopped_by
         method.eval()
         report(args, name, weights, subject, len(train), method, judge(), monitor)
+        save_classifier(args, method, subject.backbone)
     finally:
         monitor.close()
     return 0
@@ -347,6 +384,27 @@ def build_method(
         use_bn=args.use_bn,
         **common,
     )
+
+
+def give_teacher(args: argparse.Namespace, method: Classification, num_classes: int, device: torch.device) -> None:
+    """Makes the loss that of knowledge distillation from ``--teacher``."""
+    teacher = Teacher(args.teacher, args.teacher_arch, training=False, normalise=False).to(device)
+    if teacher.width != num_classes:
+        raise UserError(f"{args.teacher} tells {teacher.width} classes apart, and the data has {num_classes}")
+    args.teacher_sha256 = teacher.sha256
+    method.teach(teacher, args.alpha, args.T)
+
+
+def save_classifier(args: argparse.Namespace, method: Classification, backbone: nn.Module) -> None:
+    """``--classifier_file``: the backbone's entries and the best classifier's."""
+    if not args.classifier_file or not distributed.is_main():
+        return
+    best = int(method.best_top1.argmax())
+    name = "fc" if isinstance(backbone, ResNet) else getattr(backbone, "pretrained_cfg", {}).get("classifier", "fc")
+    linear = [module for module in method.modules() if isinstance(module, Classifier)][best].linear
+    state = {key: tensor.cpu() for key, tensor in backbone.state_dict().items()}
+    state |= {f"{name}.{key}": tensor.cpu() for key, tensor in linear.state_dict().items()}
+    write_atomically(Path(args.classifier_file), lambda file: torch.save(state, file))
 
 
 def loaders(

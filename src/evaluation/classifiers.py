@@ -15,7 +15,9 @@ from src.clock import Clock
 from src.data.loading import Batch, warn_unreadable
 from src.errors import UserError
 from src.evaluation.features import FeatureDataset
+from src.losses.distillation import kd_cross_entropy
 from src.methods.base import Method
+from src.teacher import Teacher
 
 
 class Classifier(nn.Module):
@@ -84,6 +86,11 @@ def is_transformer(backbone: nn.Module) -> bool:
     return hasattr(backbone, "get_intermediate_layers") and hasattr(backbone, "cls_token")
 
 
+def labels_only(logits: Tensor, batch: Batch) -> list[Tensor]:
+    """Each classifier's cross entropy."""
+    return [F.cross_entropy(one, batch.labels) for one in logits]
+
+
 class Classification(Method):
     """One or several classifiers trained by cross entropy; subclasses say on what.
 
@@ -96,11 +103,22 @@ class Classification(Method):
     def __init__(self, learning_rates: Sequence[float]) -> None:
         super().__init__()
         self.learning_rates = list(learning_rates)
+        self.loss_of: Callable[[Tensor, Batch], list[Tensor]] = labels_only
         self.register_buffer("best_top1", torch.zeros(len(self.learning_rates)))
 
     @property
     def names(self) -> list[str]:
         return [f"lr_{rate:g}" for rate in self.learning_rates]
+
+    def teach(self, teacher: Teacher, alpha: float, temperature: float) -> None:
+        """From now on the loss is :func:`src.losses.distillation.kd_cross_entropy` with a teacher's logits."""
+
+        def distilled(logits: Tensor, batch: Batch) -> list[Tensor]:
+            theirs = teacher(batch.crops[0])
+            with torch.autocast(theirs.device.type, enabled=False):
+                return [kd_cross_entropy(one, theirs, batch.labels, alpha, temperature) for one in logits]
+
+        self.loss_of = distilled
 
     def logits(self, images: Tensor) -> Tensor:
         """(n, 3, s, s) -> (classifiers, n, classes) float32."""
@@ -112,7 +130,7 @@ class Classification(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         logits = self.logits(batch.crops[0])
-        losses = torch.stack([F.cross_entropy(one, batch.labels) for one in logits])
+        losses = torch.stack(self.loss_of(logits, batch))
         outputs = {"loss": losses.sum()}
         if clock.logging:
             hits = (logits.argmax(dim=-1) == batch.labels).float().mean(dim=-1)

@@ -30,6 +30,7 @@ class Protocol:
         decay_epochs, gamma: of ``step``: the rate is multiplied by gamma from each of these epochs on.
         std: standard deviations that the published weights were normalised with.
         bicubic: crops are resized bicubically, not bilinearly.
+        whole_image: test images are resized to the crop, not to 256/224 of it.
         weights: ``freeze`` or ``finetune``.
         sync_bn: batch norm of a trained backbone takes its statistics over all processes.
         normal_init: the classifier's weights start from N(0, 0.01); otherwise as torch's linear layers do.
@@ -54,6 +55,7 @@ class Protocol:
     gamma: float = 0.1
     std: tuple[float, ...] = cli.IMAGENET_STD
     bicubic: bool = False
+    whole_image: bool = False
     weights: str = "freeze"
     sync_bn: bool = False
     normal_init: bool = True
@@ -86,6 +88,16 @@ LINEAR = {
         scheduler_type="step",
         decay_epochs=(5, 10, 15, 20, 25, 30, 35, 40, 45, 60, 80),
         gamma=0.5,
+    ),
+    "cifar": Protocol(
+        "DisCo's cifar_main_lincls.py",
+        lr=1e-3,
+        epochs=120,
+        scheduler_type="step",
+        decay_epochs=(),
+        gamma=0.5,
+        bicubic=True,
+        whole_image=True,
     ),
     "w2ssl": Protocol("W2SSL's main_lincls.py", lr=0.1, lr_per_256=True),
     "vit": Protocol(
@@ -184,6 +196,8 @@ def choose(
         return "vit", "a vision transformer"
     if "small" in table and dataset in SMALL_SETS.get(OF_FAMILY.get(family, ""), ()):
         return "small", "small data in those papers"
+    if "cifar" in table and dataset in ("cifar10", "cifar100") and OF_FAMILY.get(family) == "moco":
+        return "cifar", "DisCo's transfer to CIFAR"
     if OF_FAMILY.get(family) in table:
         return OF_FAMILY[family], "that of the weights' paper"
     for name, tell_tale in (

@@ -57,15 +57,21 @@ def open_subject(
     device: torch.device,
     std: Sequence[float] = cli.SWAV_STD,
     bicubic: bool = False,
+    whole_image: bool = False,
 ) -> Subject:
     """Reads the rest of the flags of :func:`src.cli.add_evaluation_arguments`.
 
     Crop size, mean and standard deviation come from the flags where given, else from the run that made the
-    checkpoint, else they are ImageNet's, with ``std``.
+    checkpoint, else they are ImageNet's, with ``std``. With ``whole_image`` test images are resized to the crop.
     """
     settings = weights.settings
     size = args.crop_size or settings.get("eval_size", 224)
-    resize = args.resize or (settings.get("eval_resize") if not args.crop_size else None) or round(size * 256 / 224)
+    resize = (
+        args.resize
+        or (size if whole_image else None)
+        or (settings.get("eval_resize") if not args.crop_size else None)
+        or round(size * 256 / 224)
+    )
     mean = args.mean or settings.get("mean", cli.IMAGENET_MEAN)
     std = args.std or settings.get("std", std)
     train, test = open_train_and_test(args.dataset, args.data_path, args.download)

@@ -176,7 +176,7 @@ def test_other_weights_under_the_same_name_are_another_evaluation(patches, tmp_p
         torch.save(create_backbone("resnet18", width=0.125).state_dict(), path)
         result = run(*base)
         assert result.returncode == code, result.stderr
-    assert "different backbone_sha256" in result.stderr
+    assert "another backbone_sha256" in result.stderr
 
 
 def test_a_list_of_files_chooses_the_images(checkpoint, patches, tmp_path):
@@ -229,3 +229,29 @@ def test_logistic_regression_from_the_command_line(checkpoint, patches, tmp_path
     result = run(*base, "--optimizer", "lbfgs", "--features", "augmented")
     assert result.returncode == 2
     assert "needs --features cached" in result.stderr
+
+
+def test_a_classifier_teaches_another(checkpoint, patches, tmp_path):
+    """--classifier_file writes a network with its classifier; --teacher reads it."""
+    base = ["eval_linear.py", "--data_path", patches, "--workers", 0, "--pretrained", checkpoint, "--batch_size", 32]
+    first = run(*base, "--dump_path", tmp_path / "a", "--features", "cached", "--epochs", 3, "--lr", 0.1, 1,
+                "--classifier_file", tmp_path / "full.pth")  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    state = torch.load(tmp_path / "full.pth")
+    backbone = load_backbone(checkpoint).backbone
+    classes = len(list((patches / "train").iterdir()))
+    assert set(state) == {*backbone.state_dict(), "fc.weight", "fc.bias"}
+    assert state["fc.weight"].shape == (classes, 64)
+    result = run(*base, "--dump_path", tmp_path / "b", "--epochs", 1, "--max_steps", 2, "--lr", 0.1, "--log_every", 1,
+                 "--teacher", tmp_path / "full.pth", "--alpha", 1, "--T", 4)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    # the same without labels: a fresh classifier's divergence from the teacher, 16 times the mean over the classes
+    start = next(r for r in read_log(tmp_path / "b" / "linear" / "log.jsonl", "train"))
+    assert 0 < start["loss"] < 16 * np.log(classes) / classes
+    for extra, message in (
+        (["--teacher", tmp_path / "full.pth", "--features", "cached"], "--features augmented"),
+        (["--teacher", checkpoint], "classes apart"),
+        (["--teacher", tmp_path / "full.pth", "--alpha", 2], "--alpha between 0 and 1"),
+    ):
+        bad = run(*base, "--dump_path", tmp_path / "c", "--epochs", 1, *extra)
+        assert (bad.returncode, message in bad.stderr) == (2, True), bad.stderr

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=disco_hidden2048
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=64
+#SBATCH --mem=450G
+#SBATCH --time=72:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# DisCo with a hidden layer of 2048 (table 4), the comparison with SEED. STUDENT is efficientb0, efficientb1,
+# mobilenetv3, resnet18 or resnet34; TEACHER the file of its frozen teacher.
+# Set DATASET_PATH (the folder that holds train) and EXPERIMENT_PATH; further flags go on the command line. Works
+# without Slurm, too.
+DATASET_PATH=${DATASET_PATH:-/path/to/imagenet}
+EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/disco_hidden2048}
+STUDENT=${STUDENT:-efficientb0}
+TEACHER=${TEACHER:-/path/to/moco_resnet50.pth.tar}
+
+exec scripts/launch.sh main_disco.py \
+  --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
+  -a "$STUDENT" --teacher "$TEACHER" --hidden 2048 --epochs 200 \
+  --mlp --moco_t 0.2 --aug_plus --cos --batch_size 256 --lr 0.03 \
+  "$@"

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=disco_pretrain
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=64
+#SBATCH --mem=450G
+#SBATCH --time=72:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# DisCo (table 1), 200 epochs, 256 images a step. STUDENT is efficientb0, efficientb1, mobilenetv3, resnet18 or
+# resnet34; TEACHER the file of its frozen teacher. Published linear top-1 of EfficientNet-B0: 66.5 % with MoCo-v2's
+# ResNet-50, 68.9 % with ResNet-101, 67.8 % with ResNet-152, 69.1 % with SwAV's ResNet-50 w2.
+# Set DATASET_PATH (the folder that holds train) and EXPERIMENT_PATH; further flags go on the command line. Works
+# without Slurm, too.
+DATASET_PATH=${DATASET_PATH:-/path/to/imagenet}
+EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/disco_pretrain}
+STUDENT=${STUDENT:-efficientb0}
+TEACHER=${TEACHER:-/path/to/moco_resnet50.pth.tar}
+
+exec scripts/launch.sh main_disco.py \
+  --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
+  -a "$STUDENT" --teacher "$TEACHER" --epochs 200 \
+  --mlp --moco_t 0.2 --aug_plus --cos --batch_size 256 --lr 0.03 \
+  "$@"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=disco_rkd_mse
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=64
+#SBATCH --mem=450G
+#SBATCH --time=72:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# RKD + DisCo (table 2), EfficientNet-B0 and a MoCo-v2 ResNet-50. Set TEACHER to its file.
+# Set DATASET_PATH (the folder that holds train) and EXPERIMENT_PATH; further flags go on the command line. Works
+# without Slurm, too.
+DATASET_PATH=${DATASET_PATH:-/path/to/imagenet}
+EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/disco_rkd_mse}
+TEACHER=${TEACHER:-/path/to/moco_resnet50.pth.tar}
+
+exec scripts/launch.sh main_disco.py \
+  --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
+  --method rkd --use_mse -a efficientb0 --teacher "$TEACHER" --epochs 200 \
+  --mlp --moco_t 0.2 --aug_plus --cos --batch_size 256 --lr 0.03 \
+  "$@"
