@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from src.errors import UserError
+
 
 def _save(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -115,16 +117,49 @@ def comparison(runs: Mapping[str, tuple[Sequence[dict[str, Any]], Sequence[dict[
     _save(figure, path)
 
 
-def embedding_map(
-    features: Tensor, labels: Tensor, classes: Sequence[str], path: str | Path, title: str, seed: int = 0
-) -> None:
-    """A 2-D t-SNE map of L2-normalised features (N, F), coloured by class (van der Maaten & Hinton 2008)."""
-    from sklearn.manifold import TSNE  # slow to import
+PLANES = ("tsne", "umap", "pca")
 
-    unit = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    points = TSNE(
-        n_components=2, init="pca", perplexity=min(30.0, (len(unit) - 1) / 3), random_state=seed
-    ).fit_transform(unit.cpu().numpy())
+
+def _in_plane(features: np.ndarray, projection: str, seed: int) -> np.ndarray:
+    """(N, F) -> (N, 2)."""
+    if projection == "umap":
+        try:
+            from umap import UMAP
+        except ImportError:
+            raise UserError("umap needs the package umap-learn (pip install umap-learn)") from None
+        return UMAP(n_components=2, n_neighbors=min(15, len(features) - 1), random_state=seed).fit_transform(features)
+    if projection == "pca":
+        from sklearn.decomposition import PCA  # slow to import
+
+        return PCA(n_components=2, random_state=seed).fit_transform(features)
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+
+
+def embedding_map(
+    features: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    path: str | Path,
+    title: str,
+    seed: int = 0,
+    projection: str = "tsne",
+    normalize: bool = True,
+) -> None:
+    """A 2-D map of features, coloured by class.
+
+    Args:
+        features: (N, F).
+        labels: (N,), indices into ``classes``.
+        path: of the picture.
+        projection: ``tsne`` (van der Maaten & Hinton 2008), ``umap`` (McInnes et al. 2018) or ``pca``.
+        normalize: project unit vectors.
+    """
+    if normalize:
+        features = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    points = _in_plane(features.cpu().numpy(), projection, seed)
     colours = plt.get_cmap("gist_rainbow")(np.linspace(0, 1, len(classes)))
     markers = "osD^v"
     figure, axis = plt.subplots(figsize=(8, 6.4))

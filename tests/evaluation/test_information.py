@@ -74,8 +74,10 @@ def test_rows_with_a_probability_of_zero_are_alone():
 
 @pytest.mark.parametrize("features", ["augmented", "cached"])
 def test_it_is_measured_by_step_and_drawn(checkpoint, patches, tmp_path, features):  # noqa: F811
-    base = ["eval_linear.py", "--data_path", patches, "--dump_path", tmp_path, "--workers", 0,
-            "--pretrained", checkpoint, "--features", features, "--epochs", 2, "--batch_size", 32, "--lr", 0.5]  # fmt: skip
+    base = [
+        "eval_linear.py", "--data_path", patches, "--dump_path", tmp_path, "--workers", 0, "--pretrained", checkpoint,
+        "--features", features, "--epochs", 2, "--batch_size", 32, "--lr", 0.5,
+    ]  # fmt: skip
     result = run(*base, "--information_every", 2, "--information_images", 50)
     assert result.returncode == 0, result.stderr
     records = [json.loads(line) for line in (tmp_path / "linear" / "log.jsonl").read_text().splitlines()]
