@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,10 +38,11 @@ RETIRED = {
     "world_size": "the launcher says how many processes there are",
     "rank": "the launcher says which process this is",
     "use_pil_blur": "the blur is Pillow's",
+    "prefix": "the layout of the file is told by its keys",
     "improve_numerical_stability": "Sinkhorn is safe at any epsilon",
 }
 # Those that never took a value: a word after them is something else.
-RETIRED_SWITCHES = {"multiprocessing_distributed", "use_env", "pin_mem", "no_pin_mem"}
+RETIRED_SWITCHES = {"multiprocessing_distributed", "use_env", "pin_mem", "no_pin_mem", "stop_grad_conv1"}
 
 
 def boolean(text: str) -> bool:
@@ -91,9 +92,16 @@ class Parser(argparse.ArgumentParser):
         description: of the script.
         positionals: flags that may also be given as plain words, anywhere on the line and in this order.
         epilog: shown below the flags.
+        retired: further switches and flags without effect, as in RETIRED, of this script alone.
     """
 
-    def __init__(self, description: str, positionals: Sequence[str] = (), epilog: str = "") -> None:
+    def __init__(
+        self,
+        description: str,
+        positionals: Sequence[str] = (),
+        epilog: str = "",
+        retired: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(
             usage=f"%(prog)s {' '.join(f'[{name.upper()}]' for name in positionals)} [--flag value ...]",
             description=description,
@@ -102,10 +110,11 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self._words = tuple(positionals)
-        retired = self.add_argument_group("accepted and without effect (published command lines)")
-        for name, replacement in RETIRED.items():
+        self._retired = {**RETIRED, **(retired or {})}
+        group = self.add_argument_group("accepted and without effect (published command lines)")
+        for name, replacement in self._retired.items():
             how: Any = {"action": "store_true"} if name in RETIRED_SWITCHES else {"nargs": "?", "const": ""}
-            retired.add_argument(f"--{name}", **how, default=argparse.SUPPRESS, help=replacement)
+            group.add_argument(f"--{name}", **how, default=argparse.SUPPRESS, help=replacement)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
@@ -129,11 +138,11 @@ class Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"unknown argument {unknown[0]}{hint}")
-        for name in RETIRED:
+        for name, replacement in self._retired.items():
             if hasattr(parsed, name):
                 delattr(parsed, name)
                 if distributed_rank() == 0:
-                    print(f"warning: --{name} has no effect any more: {RETIRED[name]}", file=sys.stderr)
+                    print(f"warning: --{name} has no effect any more: {replacement}", file=sys.stderr)
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -266,7 +275,11 @@ def add_backbone_arguments(parser: Parser) -> None:
 def add_run_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--dump_path", "--output_dir", default=".", help="folder of the run: checkpoints, logs, settings"
+        "--dump_path",
+        "--output_dir",
+        "--save_dir",
+        default=".",
+        help="folder of the run: checkpoints, logs, settings",
     )
     group.add_argument(
         "--resume",
@@ -382,7 +395,9 @@ def add_evaluation_arguments(parser: Parser) -> None:
     )
     parser.set_defaults(arch=None)
     group.add_argument("--seed", type=non_negative, default=31, help="of random weights and of every draw")
-    group.add_argument("--dump_path", "--output_dir", "--checkpoint_dir", default=".", help="folder of the results")
+    group.add_argument(
+        "--dump_path", "--output_dir", "--checkpoint_dir", "--save_dir", default=".", help="folder of the results"
+    )
     group.add_argument(
         "--crop_size", type=positive, default=None, help="evaluated crop; default: that of the run, else 224"
     )

@@ -57,6 +57,7 @@ LAYOUTS = (
         "base_encoder.",
         ("fc_crop.", "fc_loc."),
         ("momentum_encoder.", "predictor."),
+        ("base_encoder.fc_crop.",),
     ),
     Layout(
         "MoCo-v3",

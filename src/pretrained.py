@@ -19,7 +19,7 @@ from src.layouts import backbone_in, family_of, resnet_in, weights_in
 OWN_KEYS = {"auto": "backbone.", "none": "backbone.", "backbone": "backbone.", "teacher_backbone": "teacher.backbone."}
 
 # Where our methods keep their heads
-OWN_HEADS: tuple[str, ...] = ("head.", "projection_head.", "projection.", "projection_heads.")
+OWN_HEADS: tuple[str, ...] = ("head.", "projection_head.", "projection.", "projection_heads.", "fc_crop.")
 
 
 @dataclass(frozen=True)

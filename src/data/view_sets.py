@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from src.data.randaugment import RandAugmentView
-from src.data.views import RandomView, View
+from src.data.views import PartView, RandomView, View
 from src.errors import UserError
 
 
@@ -126,3 +126,49 @@ def moco(
     if not aug_plus:
         view = replace(view, jitter=(s, s, s, s), jitter_probability=1.0, gray_first=True)
     return [view] * 2
+
+
+GRIDS = ("1x2", "2x1", "2x2")
+
+
+def w2ssl(
+    grid: str = "1x2",
+    size: int = 112,
+    *,
+    cross_ratio: float = 0.3,
+    least_area: float = 0.2,
+    flip: float = 0.5,
+    jitter_strength: float = 1.0,
+    grayscale: float = 0.2,
+    blur: Sequence[float] = (1.0, 0.1),
+) -> list[PartView]:
+    """W2SSL's patches: all parts of an image in the first pipeline, then all in the second.
+
+    Args:
+        grid: ``1x2`` (left, right), ``2x1`` (top, bottom; not in the papers), or ``2x2`` (top left, bottom left, top
+            right, bottom right), with the jitter and solarisation of that ablation.
+        size: pixels of a patch.
+        cross_ratio: how far a part reaches over the middle, as a share of the side.
+        least_area: of a crop, as a share of its part.
+        flip: probability, for each patch by itself.
+        jitter_strength: a factor on the published strengths.
+        grayscale, blur: probabilities, of the blur in each pipeline.
+    """
+    whole = ((0, 0.0), (2, 0.0))
+    halves = (((0, 0.0), (1, cross_ratio)), ((1, -cross_ratio), (2, 0.0)))
+    rows = (whole,) if grid == "1x2" else halves
+    columns = (whole,) if grid == "2x1" else halves
+    windows = [(left, top, right, bottom) for left, right in columns for top, bottom in rows]
+    s = 0.4 * jitter_strength
+    quarters = grid == "2x2"
+    view = PartView(
+        size,
+        (least_area, 1.0),
+        flip=flip,
+        jitter=(s, s, s if quarters else s / 2, s / 4),
+        grayscale=grayscale,
+        blur=blur[0],
+        solarize=0.5 if quarters else 0.0,
+    )
+    first = [replace(view, window=window) for window in windows]
+    return first + [replace(one, blur=blur[1], solarize=0.2) for one in first]

@@ -221,6 +221,31 @@ class RandomView:
 
 
 @dataclass(frozen=True)
+class PartView(RandomView):
+    """A random view of one part of an image, cut before anything else.
+
+    Attributes:
+        window: left, top, right and bottom as (multiple of the half side, share of the side): W2SSL's left part ends at
+            ``width // 2 + 0.3 width``, which is (1, 0.3). Rounded to pixels as Pillow does; at least one remains.
+    """
+
+    window: tuple[tuple[int, float], ...] = ((0, 0.0), (0, 0.0), (2, 0.0), (2, 0.0))
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom in pixels."""
+        left, top, right, bottom = (
+            side if halves == 2 else round(halves * (side // 2) + share * side)
+            for (halves, share), side in zip(self.window, (width, height, width, height), strict=True)
+        )
+        return min(left, width - 1), min(top, height - 1), max(right, 1), max(bottom, 1)
+
+    def draw(self, generator: np.random.Generator, width: int, height: int) -> Draw:
+        left, top, right, bottom = self.box(width, height)
+        draw = super().draw(generator, right - left, bottom - top)
+        return draw._replace(left=draw.left + left, top=draw.top + top)
+
+
+@dataclass(frozen=True)
 class CentreView:
     """The middle of an image: its short side resized to ``resize``, then a square of ``size`` pixels.
 

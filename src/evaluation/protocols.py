@@ -100,6 +100,7 @@ LINEAR = {
         whole_image=True,
     ),
     "w2ssl": Protocol("W2SSL's main_lincls.py", lr=0.1, lr_per_256=True),
+    "jig": Protocol("W2SSL's jig_lincls.py", lr=30.0, lr_per_256=True, scheduler_type="step"),
     "vit": Protocol(
         "TWIST's evaluate_vitlinear.py",
         lr=0.001,

@@ -96,6 +96,16 @@ def epoch_cosine_rate(step: int, *, steps_per_epoch: int, epochs: int, warmup: i
     return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
+def fractional_cosine(epoch: float, *, epochs: int, warmup: int, base: float) -> float:
+    """MoCo-v3's and W2SSL's learning rate: linear from 0 over ``warmup`` epochs, then half a cosine to 0, by step.
+
+    ``epoch`` counts steps as parts of epochs.
+    """
+    if epoch < warmup:
+        return base * epoch / warmup
+    return base * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
+
+
 def warm_restarts(epoch: float, *, first: int, factor: int, base: float, floor: float = 0.0) -> float:
     """Cosines from ``base`` to ``floor`` with restarts (Loshchilov & Hutter 2017).
 

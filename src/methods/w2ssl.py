@@ -1,0 +1,138 @@
+"""W2SSL: learning what and where from montages (Zhao et al. 2023, IEEE TCSVT, doi 10.1109/TCSVT.2023.3298937).
+
+Shape suffixes: b = images of this rank, n = of all ranks, P = parts of an image, M = P n / 4 montages of a view,
+C = channels, D = embedding size.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src import distributed
+from src.backbones import feature_width, features_and_map, initialize
+from src.clock import Clock
+from src.data.loading import Batch
+from src.diagnostics import Check, feature_std, rankme
+from src.heads import mlp
+from src.losses.supervised_contrastive import supervised_contrastive
+from src.methods.base import Method
+from src.methods.joint_embedding import collapse_check
+from src.montage import deal_out, decouple, pool_quarters
+from src.optim.ema import momentum_copy, update_momentum_copy
+
+_MONTAGE = 0x3A  # tells these draws from others that are keyed by seed and step
+
+
+class W2SSL(Method):
+    """What: patches of an image, in whatever montage, are close together. Where: which part of it a patch was.
+
+    Montages are made over the whole global batch; features of all ranks are gathered, with gradients summed over
+    ranks, and heads and losses see the global batch on every rank. So the result does not depend on their number.
+    Names of the heads are the published ones.
+
+    Args:
+        backbone: a convolutional network, see :func:`src.backbones.features_and_map`.
+        parts: P, 2 or 4.
+        dim, hidden: of the embeddings (256) and of the heads' hidden layers (4096).
+        temperature: of the contrastive loss.
+        where_weight, what_weight: of the two losses.
+        momentum, momentum_cosine: of the copy that makes the keys; raised to 1 by a cosine, or constant.
+        shared_order: both views have the same permutation, so that a patch has the same neighbours in both.
+        seed: of the permutations.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        parts: int = 2,
+        dim: int = 256,
+        hidden: int = 4096,
+        temperature: float = 0.3,
+        where_weight: float = 1.0,
+        what_weight: float = 1.0,
+        momentum: float = 0.99,
+        momentum_cosine: bool = True,
+        shared_order: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        initialize(backbone)
+        width = feature_width(backbone)
+        self.backbone = backbone
+        self.fc_crop = nn.Sequential(*_two_layers(width, hidden, dim), nn.BatchNorm1d(dim, affine=False))
+        self.fc_loc = nn.Linear(width, parts)
+        self.predictor = _two_layers(dim, hidden, dim)
+        self.momentum_backbone, self.momentum_fc_crop = momentum_copy(backbone), momentum_copy(self.fc_crop)
+        self.parts, self.temperature = parts, temperature
+        self.where_weight, self.what_weight = where_weight, what_weight
+        self.momentum, self.momentum_cosine = momentum, momentum_cosine
+        self.shared_order, self.seed = shared_order, seed
+
+    def momentum_at(self, clock: Clock) -> float:
+        if not self.momentum_cosine:
+            return self.momentum
+        return 1 - 0.5 * (1 + math.cos(math.pi * clock.step / clock.total_steps)) * (1 - self.momentum)
+
+    def before_step(self, clock: Clock) -> None:
+        momentum = self.momentum_at(clock)
+        update_momentum_copy(self.momentum_backbone, self.backbone, momentum)
+        update_momentum_copy(self.momentum_fc_crop, self.fc_crop, momentum)
+
+    def order(self, view: int, total: int, clock: Clock) -> Tensor:
+        """The permutation of the ``total`` patches of a view; it follows from seed and step, so all ranks have it."""
+        key = [_MONTAGE, self.seed, clock.step, 0 if self.shared_order else view]
+        return torch.from_numpy(np.random.default_rng(key).permutation(total))
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        images = len(batch) * distributed.world_size()
+        orders = [self.order(view, self.parts * images, clock) for view in (0, 1)]
+        views = (batch.crops[: self.parts], batch.crops[self.parts :])
+        montages = [deal_out(patches, order) for patches, order in zip(views, orders, strict=True)]
+        features = [self._patch_features(self.backbone, montage) for montage in montages]
+        queries = [self.predictor(self.fc_crop(rows)) for rows in features]
+        with torch.no_grad():
+            keys = [self.momentum_fc_crop(self._patch_features(self.momentum_backbone, m)) for m in montages]
+        device = features[0].device
+        what_labels = [(order % images).to(device) for order in orders]
+        where_labels = (orders[0] // images).to(device)  # of the first view only
+        where_logits = self.fc_loc(features[0])
+        with torch.autocast(device.type, enabled=False):
+            where = F.cross_entropy(where_logits.float(), where_labels)
+            what = self._what(queries[0], keys[1], what_labels[0], what_labels[1])
+            what = what + self._what(queries[1], keys[0], what_labels[1], what_labels[0])
+        outputs = {
+            "loss": self.where_weight * where + self.what_weight * what,
+            "what": what.detach(),
+            "where": where.detach(),
+        }
+        if clock.logging:
+            outputs["where_top1"] = 100 * (where_logits.argmax(dim=1) == where_labels).float().mean()
+            outputs["feature_std"] = feature_std(queries[0].detach())
+            outputs["rankme"] = rankme(queries[0].detach())
+        return outputs
+
+    def _patch_features(self, backbone: nn.Module, montages: Tensor) -> Tensor:
+        """This rank's montages -> features of all ranks' slots, (P n, C)."""
+        pooled = pool_quarters(features_and_map(backbone, montages)[1])
+        return decouple(distributed.gather_with_gradient(pooled))
+
+    def _what(self, queries: Tensor, keys: Tensor, of_queries: Tensor, of_keys: Tensor) -> Tensor:
+        rows = F.normalize(torch.cat([queries.float(), keys.float()]), dim=1)
+        return supervised_contrastive(rows, torch.cat([of_queries, of_keys]), self.temperature)
+
+    def health_checks(self) -> list[Check]:
+        return [collapse_check()]
+
+
+def _two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Linear, batch norm, ReLU, linear, all without bias."""
+    return nn.Sequential(*mlp(width, hidden, out, layers=2, bias=False)[:-1], nn.Linear(hidden, out, bias=False))
+
+
+def loss_of_equal_features(images: int, parts: int, temperature: float = 0.3, base_temperature: float = 0.07) -> float:
+    """The two directions of the contrastive loss when all rows are alike: nothing is told apart."""
+    return 2 * temperature / base_temperature * math.log(2 * parts * images - 1)
