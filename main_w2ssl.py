@@ -47,7 +47,7 @@ def build_parser() -> cli.Parser:
         "--grid", default="1x2", choices=GRIDS, help="parts of an image, rows x columns; 2x2 is the papers' ablation"
     )
     views.add_argument("--cross_ratio", type=float, default=0.3, help="how far parts reach over the middle, as a share")
-    views.add_argument("--patch_size", type=cli.positive, default=112, help="pixels; montages are twice as large")
+    views.add_argument("--crop_size", type=cli.positive, default=112, help="pixels; montages are twice as large")
     views.add_argument("--crop_min", type=float, default=0.2, help="least share of a part's area")
     views.add_argument(
         "--flip",
@@ -108,7 +108,7 @@ def resolve(args: argparse.Namespace) -> None:
         args.warmup_epochs = 0 if quarters else 10
     args.blur = args.blur or ([0.5, 0.1] if quarters else [1.0, 0.1])
     args.precision = args.precision or ("auto" if args.use_fp16 else "fp32")
-    args.eval_size = args.eval_size or 2 * args.patch_size
+    args.eval_size = args.eval_size or 2 * args.crop_size
     args.eval_resize = args.eval_resize or round(args.eval_size * 256 / 224)
     args.resume = args.resume or "auto"
 
@@ -138,7 +138,7 @@ def check(args: argparse.Namespace) -> None:
 def views_of(args: argparse.Namespace) -> Sequence[PartView]:
     return w2ssl_views(
         args.grid,
-        args.patch_size,
+        args.crop_size,
         cross_ratio=args.cross_ratio,
         least_area=args.crop_min,
         flip=0.5 if args.flip == "patch" else 0.0,
@@ -214,9 +214,9 @@ def echo(run: Pretraining, method: W2SSL, monitor: Monitor) -> None:
     """What is about to happen, in numbers that a user can check against the recipe."""
     args = run.args
     images = args.batch_size * run.world.size
-    pretraining.echo_data(run, monitor, f"2x{method.parts} patches of {args.patch_size}")
+    pretraining.echo_data(run, monitor, f"2x{method.parts} patches of {args.crop_size}")
     monitor.say(
-        f"montages   {images * method.parts // 4} of {2 * args.patch_size} pixels a view and step, of the "
+        f"montages   {images * method.parts // 4} of {2 * args.crop_size} pixels a view and step, of the "
         f'{images * method.parts} patches of {images} images (the papers\' "BS {images // 2}" is --batch_size {images})'
     )
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)

@@ -10,6 +10,7 @@ workers=$(nproc)
 "$python" benchmarks/micro.py
 "$python" benchmarks/kmeans.py
 "$python" benchmarks/step.py --compile
+"$python" benchmarks/step.py --methods
 "$python" benchmarks/data.py --recipe imagenet small --rounds 5
 "$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers"
 "$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers" --compile
@@ -26,4 +27,11 @@ print(cut_patches('data/photographs', '$out/patches', size=320, min_contrast=0, 
     --local_crops_number 6 --batch_size 64 --bunch_size 64 --act gelu --use_momentum_encoder 1 --clip_norm 3 --epochs 1000 \
     --mme_epochs 1000 --workers "$workers" --log_every 10 --max_steps 60
 "$python" main_intl.py --data_path "$out/patches" --dump_path "$out/intl" --device cuda --method intl_m --multi-crop --bs 128 \
+    --epochs 1000 --workers "$workers" --log_every 10 --max_steps 60
+"$python" main_disco.py --data_path "$out/patches" --dump_path "$out/moco" --device cuda -a resnet50 --mlp --moco-t 0.2 --aug-plus --cos \
+    --bn_parts 4 --batch_size 128 --moco_k 8192 --precision auto --epochs 1000 --workers "$workers" --log_every 10 --max_steps 60
+"$python" main_disco.py --data_path "$out/patches" --dump_path "$out/disco" --device cuda -a efficientb0 --mlp --moco-t 0.2 --aug-plus --cos \
+    --teacher "$out/moco/checkpoint.pth.tar" --distill_norm ref32 --bn_parts 4 --batch_size 128 --moco_k 8192 --precision auto \
+    --epochs 1000 --workers "$workers" --log_every 10 --max_steps 60
+"$python" main_w2ssl.py --data_path "$out/patches" --dump_path "$out/w2ssl" --device cuda --moco-m-cos --loss_crop 1.0 --batch_size 256 \
     --epochs 1000 --workers "$workers" --log_every 10 --max_steps 60

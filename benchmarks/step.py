@@ -1,6 +1,7 @@
 """Time and peak memory of a SwAV training step, as ratios to a plain loop in the same run.
 
     python benchmarks/step.py [--recipe small|imagenet] [--compile]
+    python benchmarks/step.py --methods        # MoCo-v2, SwAV and W2SSL on the same images
 
 The baseline computes the same step as the paper's code did: crops in torch's default memory layout, one Sinkhorn call
 for each assigned crop, a loop over crops in the loss, LARC parameter by parameter, the loss read after every step.
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import methods
 from benchmarks.timing import by_turns, machine, table
 from src.backbones import create_backbone
 from src.clock import Clock
@@ -173,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=RECIPES, nargs="+", default=list(RECIPES))
     parser.add_argument("--compile", action="store_true", help="also time our step with a compiled backbone")
+    parser.add_argument("--methods", action="store_true", help="compare methods instead")
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -188,7 +191,11 @@ def main() -> None:
         print(peak_of_this_process() - before)
         return
     print(f"{machine()}\n")
-    for recipe in args.recipe:
+    for recipe in args.recipe if args.methods else []:
+        size = args.batch_size or methods.RECIPES[recipe][3 if device.type == "cuda" else 2]
+        results = methods.compare(recipe, size, device, args.rounds)
+        print(table(f"{recipe}: step of {size} images", results, "images/s", size), "\n")
+    for recipe in [] if args.methods else args.recipe:
         _, _, on_cpu, on_gpu, _ = RECIPES[recipe]
         size = args.batch_size or (on_gpu if device.type == "cuda" else on_cpu)
         crops = crops_of(recipe, size, device)

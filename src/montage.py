@@ -1,8 +1,8 @@
 """Montages: four patches of four images in one (JigClu, Chen et al. 2021, arXiv 2103.15106; W2SSL).
 
 An image has P parts (2: halves that overlap, or 4: quarters), each cropped and augmented to a patch. The P n patches
-of a global batch of n images are dealt out over P n slots by one permutation: slot j holds source ``order[j]``, where source
-``part * n + i`` is that part of image i. Of the M = P n / 4 montages of a view, montage m has
+of a global batch of n images are dealt out over P n slots by one permutation: slot j holds source ``order[j]``, where
+source ``part * n + i`` is that part of image i. Of the M = P n / 4 montages of a view, montage m has
 
     slot m      | slot M + m
     ------------+------------

@@ -1,6 +1,6 @@
 """Pictures of a run, as PNG: what the network sees, how training went, where images end up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from src.errors import UserError
@@ -49,6 +51,58 @@ def crops_mosaic(crops: Sequence[Tensor], path: str | Path, num_images: int = 8)
             axis.axis("off")
         axes[0][column].set_title(f"{sizes[column]} px", fontsize=8)
     figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    _save(figure, path)
+
+
+def montage_figure(
+    images: Sequence[Image.Image],
+    windows: Sequence[Callable[[int, int], tuple[int, int, int, int]]],
+    patches: Sequence[Tensor],
+    order: Tensor,
+    montages: Tensor,
+    path: str | Path,
+) -> None:
+    """Images with the windows of their parts, a patch of each part, and the montages; a colour for each image.
+
+    Args:
+        images: n of them.
+        windows: of each of the P parts, from width and height to left, top, right and bottom in pixels.
+        patches: P tensors (n, 3, p, p) uint8.
+        order: (P n,), which patch lies in each slot, see :mod:`src.montage`.
+        montages: (M, 3, 2p, 2p) uint8.
+        path: of the picture.
+    """
+    number, parts, side = len(images), len(patches), patches[0].shape[-1]
+    colours = plt.get_cmap("tab10")(np.arange(number) % 10)
+    figure, axes = plt.subplots(number, 1 + parts + 1, figsize=(1.5 * (2 + parts), 1.5 * number), squeeze=False)
+    for row, image in enumerate(images):
+        axes[row][0].imshow(image)
+        for part, window in enumerate(windows):
+            left, top, right, bottom = window(image.width, image.height)
+            inset = 0.012 * (1 + 2 * part) * image.width
+            axes[row][0].add_patch(
+                Rectangle(
+                    (left + inset, top + inset), right - left - 2 * inset, bottom - top - 2 * inset, fill=False,
+                    edgecolor=colours[row], linestyle="-" if part % 2 == 0 else "--", linewidth=1.6,
+                )
+            )  # fmt: skip
+            axes[row][1 + part].imshow(patches[part][row].permute(1, 2, 0).numpy())
+            axes[row][1 + part].set_title(f"image {row + 1}, part {part + 1}", fontsize=8, color=colours[row])
+    for column in range(number):
+        axes[column][-1].axis("off")
+    for number_of, montage in enumerate(montages[:number]):
+        axis = axes[number_of][-1]
+        axis.imshow(montage.permute(1, 2, 0).numpy())
+        axis.set_title(f"montage {number_of + 1}", fontsize=8)
+        for cell in range(4):
+            source = int(order[cell * len(montages) + number_of])
+            corner = ((cell % 2) * side, (cell // 2) * side)
+            axis.add_patch(
+                Rectangle(corner, side - 2, side - 2, fill=False, edgecolor=colours[source % len(images)], linewidth=2)
+            )
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.subplots_adjust(wspace=0.06, hspace=0.16)
     _save(figure, path)
 
 

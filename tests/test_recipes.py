@@ -13,6 +13,7 @@ import main_disco
 import main_intl
 import main_swav
 import main_twist
+import main_w2ssl
 from src.data.view_sets import multi_crop
 from src.evaluation import classification, protocols
 from src.evaluation.protocols import LINEAR, SEMISUP
@@ -227,6 +228,19 @@ JUDGES = {
         eval_semisup, SEMISUP,
         {"protocol": "barlow", "lr": [0.2], "lr_backbone": 0.01, "labels_perc": 100, "epochs": 30},
     ),
+    "w2ssl_eval_linear": (
+        eval_linear, LINEAR,
+        {"protocol": "w2ssl", "lr": [0.1], "lr_factor": 1.0, "batch_size": 32, "epochs": 100, "wd": 0.0,
+         "scheduler_type": "cosine"},
+    ),
+    **{
+        f"disco_eval_{name}": (module, table, {"protocol": protocol, "lr": [3.0], **rest})
+        for name, module, table, protocol, rest in (
+            ("linear", eval_linear, LINEAR, "moco", {"epochs": 100, "gamma": 0.5, "batch_size": 32, "wd": 0.0}),
+            ("semisup", eval_semisup, SEMISUP, "moco", {"epochs": 100, "weights": "freeze", "decay_epochs": [60, 80]}),
+            ("cifar", eval_linear, LINEAR, "cifar", {"epochs": 200, "bicubic": True, "decay_epochs": []}),
+        )
+    },
     "eval_linear": (
         eval_linear, LINEAR, {"protocol": "swav", "lr": [0.3], "batch_size": 32, "epochs": 100, "wd": 1e-6},
     ),
@@ -264,6 +278,17 @@ MOCO_RECIPES = {
     "disco_seed": {"method": "seed", "arch": "efficientb0", "hidden": -1, "teacher_temperature": 1e-4},
 }  # fmt: skip
 
+W2SSL_RECIPES = {
+    name: {
+        "batch_size": batch, "epochs": 200, "loss_crop": 1.0, "moco_m_cos": True, "crop_min": 0.2, "lr": 0.6,
+        "wd": 1e-6,
+        "warmup_epochs": warmup, "optimizer": "lars", "moco_m": 0.99, "grid": grid, "flip": "patch", "loss_loc": 1.0,
+    }
+    for name, batch, grid, warmup in (
+        ("w2ssl_bs256", 512, "1x2", 10), ("w2ssl_bs1024", 2048, "1x2", 10), ("w2ssl_2x2", 256, "2x2", 0),
+    )
+}  # fmt: skip
+
 
 def directives(path: Path) -> dict[str, str]:
     """``{"nodes": "8", "requeue": "", ...}`` of the #SBATCH lines."""
@@ -289,6 +314,7 @@ def test_every_recipe_is_checked():
         *TWIST_RECIPES,
         *INTL_RECIPES,
         *MOCO_RECIPES,
+        *W2SSL_RECIPES,
         *JUDGES,
     }
 
@@ -375,6 +401,18 @@ def test_mocos_and_discos_recipes_are_the_published_ones(name):
     assert {flag: getattr(args, flag) for flag in expected} == expected
     found = directives(SCRIPTS / f"{name}.sh")
     assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", "8")
+
+
+@pytest.mark.parametrize(("name", "gpus"), list(zip(W2SSL_RECIPES, (4, 8, 2), strict=True)))
+def test_w2ssls_recipes_are_the_published_ones(name, gpus):
+    script, *words = command_of(name)
+    assert script == "main_w2ssl.py"
+    args = main_w2ssl.build_parser().parse_args(words)
+    main_w2ssl.resolve(args)
+    main_w2ssl.check(args)
+    assert {flag: getattr(args, flag) for flag in W2SSL_RECIPES[name]} == W2SSL_RECIPES[name]
+    found = directives(SCRIPTS / f"{name}.sh")
+    assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", str(gpus))
 
 
 @pytest.mark.parametrize("name", JUDGES)

@@ -284,7 +284,7 @@ def _step_of_a_rank(parts, batch_norm):
 def test_two_ranks_equal_one(parts, batch_norm):
     """The gather's backward sums over the ranks; without that the backbone's gradients would be half."""
     ((loss, gradients),) = on_ranks(1, _step_of_a_rank, parts, batch_norm)
-    tolerance = {"rtol": 1e-3, "atol": 1e-6} if batch_norm else {"rtol": 1e-5, "atol": 1e-9}
+    tolerance = {"rtol": 1e-3, "atol": 3e-5} if batch_norm else {"rtol": 1e-5, "atol": 1e-9}
     for found_loss, found in on_ranks(2, _step_of_a_rank, parts, batch_norm):
         assert found_loss == pytest.approx(loss, rel=1e-6)
         for ours, theirs in zip(found, gradients, strict=True):

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=w2ssl_2x2
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=450G
+#SBATCH --time=72:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# W2SSL with quarters instead of halves: the 2x2 ablation, 256 images = 256 montages of each view a step.
+# Set DATASET_PATH (the folder that holds train) and EXPERIMENT_PATH; further flags go on the command line. Works
+# without Slurm, too.
+DATASET_PATH=${DATASET_PATH:-/path/to/imagenet}
+EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/w2ssl_2x2}
+
+exec scripts/launch.sh main_w2ssl.py \
+  --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
+  --moco-m-cos --crop-min .2 --loss_crop 1.0 --epochs 200 --grid 2x2 --batch-size 256 \
+  "$@"
