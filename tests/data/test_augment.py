@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as TF
 
 from src.data.augment import PackedDraws, apply_to_batch, apply_to_image, pack
-from src.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draw, keyed_generator
+from src.data.draws import BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, SATURATION, Draw, keyed_generator
 from src.data.loading import Position, ToDevice, ViewDataset, collate
 from src.data.datasets import FolderImages
 from src.data.view_sets import multi_crop
@@ -23,6 +23,7 @@ def plain(image, draw):
         CONTRAST: lambda x: TF.adjust_contrast(x, draw.contrast),
         SATURATION: lambda x: TF.adjust_saturation(x, draw.saturation),
         HUE: lambda x: TF.adjust_hue(x, draw.hue),
+        GRAYSCALE: lambda x: TF.rgb_to_grayscale(x, num_output_channels=3),
     }
     for operation in draw.order:
         image = adjust[operation](image)
@@ -64,6 +65,7 @@ OPERATIONS = {
     "saturation": factors("saturation"),
     "hue": [NOTHING._replace(order=(HUE,), hue=h / 40) for h in range(-20, 21)],
     "grayscale": [NOTHING._replace(grayscale=True)],
+    "gray before the jitter": [NOTHING._replace(order=(GRAYSCALE, CONTRAST), contrast=0.5)],
     "solarize": [NOTHING._replace(solarize=True)],
     "neighbouring blends": [
         NOTHING._replace(order=order, brightness=1.7, contrast=0.4)

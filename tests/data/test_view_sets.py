@@ -1,4 +1,4 @@
-"""TWIST's views against the table of its specification."""
+"""TWIST's and MoCo's views against the tables of their specifications."""
 
 import random
 
@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from src.data.datasets import FolderImages
+from src.data.draws import GRAYSCALE, keyed_generator
 from src.data.loading import Position, ToDevice, ViewDataset, make_loader
 from src.data.randaugment import RandAugmentView, seeded
-from src.data.view_sets import twist
+from src.data.view_sets import moco, twist
 from src.data.views import Picture
 
 JITTER = (0.4, 0.4, 0.2, 0.1)
@@ -87,6 +88,24 @@ def test_rand_is_keyed_and_arrives_normalised(patches, colours_on_device):
         assert a.shape == (6, 3, 32, 32)
         assert -6 < a.min() < a.max() < 6
     assert not torch.equal(*batches[0].crops)
+
+
+def test_mocos_first_version_turns_gray_before_the_jitter():
+    draws = {}
+    for aug_plus in (True, False):
+        view, other = moco(aug_plus, 32, blur=0.5 if aug_plus else 0.0)
+        assert view == other
+        draws[aug_plus] = [view.draw(keyed_generator(0, 0, index, 0), 90, 70) for index in range(300)]
+    old, new = draws[False], draws[True]
+    gray = [GRAYSCALE in draw.order for draw in old]
+    assert gray == [draw.grayscale for draw in new]  # the same decisions
+    assert 0.1 < np.mean(gray) < 0.3
+    assert not any(draw.grayscale or draw.blur_sigma for draw in old)
+    assert all(draw.order[-4:] and len(draw.order) == 4 + is_gray for draw, is_gray in zip(old, gray, strict=True))
+    assert all(draw.order[0] == GRAYSCALE for draw, is_gray in zip(old, gray, strict=True) if is_gray)
+    assert max(abs(draw.hue) for draw in old) > 0.3
+    assert max(abs(draw.hue) for draw in new) <= 0.1
+    assert not any(GRAYSCALE in draw.order for draw in new)
 
 
 def test_views_may_change_with_the_epoch(patches):
