@@ -3,13 +3,24 @@ PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --disable-pip-version-check --quiet
 EPOCHS ?= 12
 
-.PHONY: quickstart test slow lint clean
+.PHONY: quickstart test slow lint detectron2 clean
 
 quickstart: .venv/installed
 	.venv/bin/python scripts/quickstart.py --epochs $(EPOCHS)
 
 test: .venv/installed
 	.venv/bin/python -m pytest -m "not slow" -n 2
+
+# The Python files of detectron2 0.6, without its compiled part: enough to test our configurations and weights on
+detectron2: .detectron2/installed
+
+.detectron2/installed: .venv/installed
+	$(PIP) 'setuptools<81' wheel ninja 'pycocotools>=2.0.2' termcolor 'yacs>=0.1.8' tabulate cloudpickle omegaconf hydra-core \
+		'iopath>=0.1.7,<0.1.10' 'fvcore>=0.1.5,<0.1.6'
+	mkdir -p .detectron2
+	.venv/bin/python -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: -d .detectron2 pb1-detectron2==0.6
+	tar -xzf .detectron2/pb1-detectron2-0.6.tar.gz -C .detectron2
+	touch $@
 
 slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
@@ -26,4 +37,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv data/patches
+	rm -rf .venv .detectron2 data/patches
