@@ -16,4 +16,8 @@ for _name, _type in (("int", int), ("float", float), ("object", object), ("str",
 for _name, _filter in (("LINEAR", "BILINEAR"), ("CUBIC", "BICUBIC"), ("ANTIALIAS", "LANCZOS")):
     if not hasattr(Image, _name):
         setattr(Image, _name, getattr(Image.Resampling, _filter))
-sys.modules.setdefault("detectron2._C", types.ModuleType("detectron2._C"))
+_compiled = types.ModuleType("detectron2._C")
+_compiled.get_compiler_version = lambda: "none"
+_compiled.get_cuda_version = lambda: "none"
+_compiled.has_cuda = lambda: False
+sys.modules.setdefault("detectron2._C", _compiled)
