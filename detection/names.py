@@ -29,7 +29,7 @@ def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
             continue
         renamed = name if name.startswith("layer") else f"stem.{name}"
         for pattern, replacement in _RULES:
-            renamed = re.sub(pattern, replacement, renamed)  # type: ignore[call-overload]
+            renamed = re.sub(pattern, replacement, renamed)
         model[renamed] = tensor.detach().cpu().numpy()
     return model
 
