@@ -57,6 +57,23 @@ COMMANDS = [
         {"scheduler_type": "cosine"},
     ),
     (
+        "linear", "-a efficientb0 --dataset cifar10 --lr 3 --epochs 200 --pretrained c.pth.tar /dev/shm", "disco", 1,
+        {"protocol": "cifar", "arch": "efficientb0", "lr": [3.0], "epochs": 200, "bicubic": True, "decay_epochs": [],
+         "wd": 0, "batch_size": 256, "data_path": "/dev/shm", "scheduler_type": "step"},
+    ),
+    (
+        "linear", f"-a resnet18 --dataset cifar100 --lr 3 --epochs 200 {MOCO_LAUNCH} --pretrained c.pth.tar /dev/shm",
+        "disco", 8, {"protocol": "cifar", "lr": [3.0], "batch_size": 32},
+    ),
+    (
+        "linear", f"-a mobilenetv3 --learning-rate 3.0 --batch-size 256 {MOCO_LAUNCH} --pretrained c.pth.tar /dev/shm/",
+        "moco-v2", 8, {"protocol": "moco", "arch": "mobilenetv3", "lr": [3.0], "decay_epochs": DISCO_STEPS},
+    ),
+    (
+        "linear", f"-a resnet18 --learning-rate 30.0 --batch-size 256 {MOCO_LAUNCH} --pretrained c.pth.tar  /dev/shm",
+        "disco", 8, {"protocol": "moco", "lr": [30.0], "decay_epochs": DISCO_STEPS},
+    ),
+    (
         "linear", f"-a resnet18 --learning-rate 3.0 --batch-size 256 {MOCO_LAUNCH} --pretrained c.pth.tar /dev/shm/",
         "moco-v2", 8,
         {"protocol": "moco", "arch": "resnet18", "lr": [3.0], "lr_factor": 1, "batch_size": 32, "gamma": 0.5,
