@@ -55,6 +55,28 @@ _LINEAR: tuple[tuple[str, str, float, str, dict[str, Any]], ...] = (
     ("intl", "resnet50", 76.1, "400 epochs, multi-crop, EMA", {"epochs": 400, "method": "intl_m"}),
     ("intl", "resnet50", 76.6, "800 epochs, multi-crop, EMA", {"epochs": 800, "method": "intl_m"}),
     ("intl", "resnet50", 73.1, "800 epochs, 2 views", {"epochs": 800, "method": "intl"}),
+    *(
+        (method, arch, top1, "200 epochs (as DisCo's table 1 has it)", {"epochs": 200})
+        for method in ("moco", "moco-v2")
+        for arch, top1 in (
+            ("resnet50", 67.4),
+            ("efficientb0", 46.8),
+            ("efficientb1", 48.4),
+            ("mobilenetv3", 36.2),
+            ("resnet18", 52.2),
+            ("resnet34", 56.8),
+        )
+    ),
+    *(
+        ("disco", arch, top1, "200 epochs, MoCo-v2's ResNet-50 as teacher (table 1)", {})
+        for arch, top1 in (
+            ("efficientb0", 66.5),
+            ("efficientb1", 66.6),
+            ("mobilenetv3", 64.4),
+            ("resnet18", 60.6),
+            ("resnet34", 62.5),
+        )
+    ),
     ("w2ssl", "resnet50", 70.8, "200 epochs, batch 256", {"epochs": 200, "batch": 256}),
     ("w2ssl", "resnet50", 72.8, "200 epochs, batch 1024", {"epochs": 200, "batch": 1024}),
 )
