@@ -117,10 +117,28 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+def reference(text: str) -> tuple[str, float]:
+    """Name and accuracy of ``NAME=ACCURACY``."""
+    name, _, accuracy = text.rpartition("=")
+    try:
+        value = float(accuracy)
+    except ValueError:
+        name = ""
+    if not name:
+        raise UserError(f"--reference {text!r}: expected NAME=ACCURACY")
+    return name, value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("Puts runs side by side.")
     parser.add_argument("--runs", nargs="+", default=[], help="folders; plain words do as well")
     parser.add_argument("--plot", default=None, help="PNG with the curves of losses and online accuracies")
+    parser.add_argument(
+        "--reference",
+        nargs="+",
+        default=[],
+        help="NAME=ACCURACY, such as a published one: a dashed line in the picture",
+    )
     parser.add_argument("--json", default=None, help="file for the table")
     args, words = parser.parse_known_args(argv)
     if any(word.startswith("-") for word in words):
@@ -128,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = [*words, *args.runs]
     if not folders:
         parser.error("which runs? Give at least one folder")
+    references = dict(reference(text) for text in args.reference)
     runs = [read(Path(folder)) for folder in folders]
     rows = table(runs)
     print(markdown(rows))
@@ -140,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--plot: two of the folders have the same name")
         if not drawn:
             parser.error("--plot: none of the folders has a log of a training")
-        comparison(drawn, args.plot)
+        comparison(drawn, args.plot, references)
         print(f"curves: {args.plot}")
     return 0
 

@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def base_rate(run: Pretraining) -> float:
     """By real images, which are twice as many as montages."""
     args = run.args
-    return args.lr * args.batch_size * run.world.size / 256
+    return args.lr * args.batch_size * run.world.size * args.accumulate / 256
 
 
 def build_optimizer(args: argparse.Namespace, method: W2SSL, base: float) -> torch.optim.Optimizer:

@@ -142,12 +142,17 @@ def training_curves(
     _save(figure, path)
 
 
-def comparison(runs: Mapping[str, tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]], path: str | Path) -> None:
+def comparison(
+    runs: Mapping[str, tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
+    path: str | Path,
+    references: Mapping[str, float] | None = None,
+) -> None:
     """Losses and online accuracies of several runs over their epochs.
 
     Args:
         runs: name -> records of training and of evaluations, as :func:`src.monitor.read_log` returns them.
         path: of the PNG.
+        references: name -> accuracy to be shown as a dashed line.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for name, (train, evaluations) in runs.items():
@@ -162,6 +167,8 @@ def comparison(runs: Mapping[str, tuple[Sequence[dict[str, Any]], Sequence[dict[
                 [r["epoch"] for r in points], [r[key] for r in points],
                 marker="o", markersize=3, linestyle=style, color=line.get_color(), label=label,
             )  # fmt: skip
+    for (name, accuracy), style in zip((references or {}).items(), ("--", "-.", ":") * 9, strict=False):
+        right.axhline(accuracy, color="grey", linestyle=style, linewidth=1, label=f"{name}: {accuracy:g} %")
     left.set(xlabel="epoch", ylabel="loss", title="training loss (its scale differs between methods)")
     right.set(xlabel="epoch", ylabel="top-1 (%)", title="online accuracy")
     for axis in (left, right):

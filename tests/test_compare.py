@@ -60,7 +60,8 @@ def test_one_row_for_each_run(folders):
 
 
 def test_from_the_shell(folders, tmp_path):
-    result = run("compare.py", *folders, "--plot", tmp_path / "out.png", "--json", tmp_path / "out.json")
+    result = run("compare.py", *folders, "--plot", tmp_path / "out.png", "--json", tmp_path / "out.json",
+                 "--reference", "published=75.3")  # fmt: skip
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len({line.count("|") for line in lines[:5]}) == 1
@@ -76,6 +77,8 @@ def test_from_the_shell(folders, tmp_path):
     (["{tmp}/a", "--plto", "x.png"], "unknown argument --plto"),
     (["{tmp}/judged", "--plot", "{tmp}/x.png"], "none of the folders has a log"),
     (["{tmp}/a", "{tmp}/a", "--plot", "{tmp}/x.png"], "have the same name"),
+    (["{tmp}/a", "--reference", "published"], "expected NAME=ACCURACY"),
+    (["{tmp}/a", "--reference", "published=high"], "expected NAME=ACCURACY"),
 ])  # fmt: skip
 def test_bad_input(folders, tmp_path, capsys, arguments, message):
     (tmp_path / "broken").mkdir()
