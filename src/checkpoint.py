@@ -210,7 +210,10 @@ class CheckpointStore:
         if which == "auto":
             return self.newest(warn)
         if Path(which).is_dir():
-            return CheckpointStore(which, self.settings).newest(warn)
+            newest = CheckpointStore(which, self.settings).newest(warn)
+            if newest is None:
+                raise UserError(f"{which} is a folder without checkpoints: expected a checkpoint, or a run's folder")
+            return newest
         if which == "never":
             if self.candidates():
                 raise UserError(f"{self.folder} holds checkpoints: choose another --dump_path, or --resume auto")
