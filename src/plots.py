@@ -298,7 +298,7 @@ def spectrum_curves(curves: Mapping[str, Tensor], path: str | Path) -> None:
     for name, shares in curves.items():
         values = shares.cpu().numpy()
         axis.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-9), label=name, linewidth=1.4)
-        axis.axhline(1 / len(values), color="grey", linestyle="--", linewidth=0.8)
+    axis.axhline(1 / len(values), color="grey", linestyle="--", linewidth=0.8, label="even")
     axis.set(xlabel="eigenvalue", ylabel="share of the variance", yscale="log", title="spectrum of the embeddings")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False)
