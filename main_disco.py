@@ -41,13 +41,7 @@ def build_parser() -> cli.Parser:
         "Pre-trains a network with MoCo-v2, or distils a small one from a frozen teacher.", positionals=("data_path",)
     )
     parser.add_argument("--method", choices=DISTILLS, help="default: disco with a --teacher, else moco")
-    cli.add_data_arguments(
-        parser,
-        "the folder that holds train (and val), or the training images themselves, or a set's root",
-        cli.IMAGENET_MEAN,
-        list(cli.IMAGENET_STD),
-    )
-    parser.add_argument("--size_dataset", type=int, default=-1, help="use the first so many images; -1 = all")
+    cli.add_training_images_arguments(parser, cli.IMAGENET_MEAN, list(cli.IMAGENET_STD))
 
     views = parser.add_argument_group("views: two, alike (SEED: one)")
     views.add_argument("--aug_plus", action="store_true", help="MoCo-v2's augmentation, otherwise v1's")
@@ -125,12 +119,8 @@ def build_parser() -> cli.Parser:
     optim.add_argument("--clip_norm", type=float, default=0.0, help="bound on the gradient norm; 0 = none")
     optim.add_argument("--accumulate", type=cli.positive, default=1, help="batches a step")
 
-    cli.add_run_arguments(parser)
+    cli.add_pretraining_arguments(parser)
     parser.add_argument("--resume_ckpt", action="store_true", help="word of the published code: runs resume anyway")
-    cli.add_online_knn_arguments(parser)
-    cli.add_device_arguments(parser)
-    cli.add_precision_arguments(parser)
-    cli.add_speed_arguments(parser)
     return parser
 
 

@@ -99,14 +99,8 @@ def build_parser() -> cli.Parser:
         choices=DEFAULTS,
         help="whose defaults, views and optimiser to use; default: by --method and --dataset, see DEFAULTS",
     )
-    cli.add_data_arguments(
-        parser,
-        "the folder that holds train (and val), or the training images themselves, or a set's root",
-        None,
-        None,
-    )
+    cli.add_training_images_arguments(parser, None, None)
     parser.set_defaults(data_path="data/ImageNet")
-    parser.add_argument("--size_dataset", type=int, default=-1, help="use the first so many images; -1 = all")
 
     views = parser.add_argument_group("views of INTL (one entry for each kind)")
     views.add_argument(
@@ -189,14 +183,9 @@ def build_parser() -> cli.Parser:
     optim.add_argument("--clip_norm", type=float, default=0.0, help="bound on the gradient norm; 0 = none")
     optim.set_defaults(accumulate=1)
 
-    cli.add_run_arguments(parser)
+    cli.add_pretraining_arguments(parser)
     parser.add_argument("--env_name", default="", help="name of the run; only shown")
-    cli.add_online_knn_arguments(parser)
-    parser.set_defaults(knn_k=5, knn_rule="majority")  # what the papers report
-    cli.add_device_arguments(parser)
-    cli.add_precision_arguments(parser)
-    cli.add_speed_arguments(parser)
-    parser.set_defaults(seed=0)
+    parser.set_defaults(knn_k=5, knn_rule="majority", seed=0)  # the papers report 5-NN
     return parser
 
 

@@ -33,13 +33,12 @@ from src.teacher import Teacher
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Pre-trains a network with SwAV, DeepCluster-v2 or SeLa-v2.")
     parser.add_argument("--method", default="swav", choices=["swav", "deepcluster-v2", "sela-v2"], help="which of them")
-    cli.add_data_arguments(
+    cli.add_training_images_arguments(
         parser,
-        "the training images: a folder (for ImageNet its train), or a set's root",
         cli.IMAGENET_MEAN,
         cli.SWAV_STD,
+        what="the training images: a folder (for ImageNet its train), or a set's root",
     )
-    parser.add_argument("--size_dataset", type=int, default=-1, help="use the first so many images; -1 = all")
 
     crops = parser.add_argument_group("views (one entry for each resolution)")
     crops.add_argument("--nmb_crops", type=int, nargs="+", default=[2], help="crops; the paper uses 2 6")
@@ -126,11 +125,7 @@ def build_parser() -> cli.Parser:
         "--syncbn_process_group_size", type=cli.non_negative, default=8, help="ranks of a group; 0 = all"
     )
 
-    cli.add_run_arguments(parser)
-    cli.add_online_knn_arguments(parser)
-    cli.add_device_arguments(parser)
-    cli.add_precision_arguments(parser)
-    cli.add_speed_arguments(parser)
+    cli.add_pretraining_arguments(parser)
     return parser
 
 

@@ -41,13 +41,7 @@ EXEMPT = ("pos_embed", "cls_token", "dist_token")
 
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Pre-trains a network with TWIST.")
-    cli.add_data_arguments(
-        parser,
-        "the folder that holds train (and val), or the training images themselves, or a set's root",
-        cli.IMAGENET_MEAN,
-        list(cli.IMAGENET_STD),
-    )
-    parser.add_argument("--size_dataset", type=int, default=-1, help="use the first so many images; -1 = all")
+    cli.add_training_images_arguments(parser, cli.IMAGENET_MEAN, list(cli.IMAGENET_STD))
 
     views = parser.add_argument_group("views")
     views.add_argument(
@@ -129,19 +123,15 @@ def build_parser() -> cli.Parser:
     optim.add_argument("--clip_norm", type=float, default=0.0, help="bound on the gradient norm; 0 = none")
     optim.set_defaults(accumulate=1)
 
-    cli.add_run_arguments(parser)
-    cli.add_online_knn_arguments(parser)
+    cli.add_pretraining_arguments(parser)
     parser.add_argument(
         "--enable_watch", type=cli.boolean, default=True,
         help="scores of the classes against labels after every epoch; false: after every tenth",
     )  # fmt: skip
     for name in ("eval_only", "inference_only"):
         parser.add_argument(f"--{name}", type=cli.boolean, default=False, help="that is eval_cluster.py now")
-    cli.add_device_arguments(parser)
-    cli.add_precision_arguments(parser)
     parser.add_argument("--determine", dest="deterministic", type=cli.boolean, help="TWIST's word for --deterministic")
     parser.add_argument("--amp", dest="use_fp16", type=cli.boolean, help="TWIST's word for --use_fp16")
-    cli.add_speed_arguments(parser)
     parser.set_defaults(use_fp16=True, deterministic=False, seed=0)
     return parser
 

@@ -34,13 +34,7 @@ DEAD = {
 
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Pre-trains a network with W2SSL.", positionals=("data_path",), retired=DEAD)
-    cli.add_data_arguments(
-        parser,
-        "the folder that holds train (and val), or the training images themselves, or a set's root",
-        cli.IMAGENET_MEAN,
-        list(cli.IMAGENET_STD),
-    )
-    parser.add_argument("--size_dataset", type=int, default=-1, help="use the first so many images; -1 = all")
+    cli.add_training_images_arguments(parser, cli.IMAGENET_MEAN, list(cli.IMAGENET_STD))
 
     views = parser.add_argument_group("patches: every part of an image, in two views")
     views.add_argument(
@@ -91,11 +85,7 @@ def build_parser() -> cli.Parser:
     optim.add_argument("--clip_norm", type=float, default=0.0, help="bound on the gradient norm; 0 = none")
     optim.add_argument("--accumulate", type=cli.positive, default=1, help="batches a step")
 
-    cli.add_run_arguments(parser)
-    cli.add_online_knn_arguments(parser)
-    cli.add_device_arguments(parser)
-    cli.add_precision_arguments(parser)
-    cli.add_speed_arguments(parser)
+    cli.add_pretraining_arguments(parser)
     return parser
 
 

@@ -240,6 +240,17 @@ def add_data_arguments(parser: Parser, what: str, mean: list[float] | None, std:
     group.add_argument("--std", type=float, nargs=3, default=std, help="channel standard deviations")
 
 
+def add_training_images_arguments(
+    parser: Parser,
+    mean: list[float] | None,
+    std: list[float] | None,
+    what: str = "the folder that holds train (and val), or the training images themselves, or a set's root",
+) -> None:
+    """What the main scripts train on; ``what`` is the help of ``--data_path``."""
+    add_data_arguments(parser, what, mean, std)
+    parser.add_argument("--size_dataset", type=int, default=-1, help="use the first so many images; -1 = all")
+
+
 def add_augmentation_argument(group: Any) -> None:
     group.add_argument(
         "--augment_on",
@@ -270,6 +281,15 @@ def add_backbone_arguments(parser: Parser) -> None:
         choices=["imagenet", "small", "small_pool", "small_padded"],
         help="small: 3x3 first convolution and no pooling, for images of some 32 to 96 pixels; small_pool: with it",
     )
+
+
+def add_pretraining_arguments(parser: Parser) -> None:
+    """The groups that :mod:`src.pretraining` reads besides those of the images and the backbone."""
+    add_run_arguments(parser)
+    add_online_knn_arguments(parser)
+    add_device_arguments(parser)
+    add_precision_arguments(parser)
+    add_speed_arguments(parser)
 
 
 def add_run_arguments(parser: Parser) -> None:

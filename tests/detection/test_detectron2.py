@@ -275,6 +275,38 @@ def test_activations_are_ours(family, tmp_path):
         torch.testing.assert_close(value, expected[stage], rtol=1e-3, atol=1e-3)
 
 
+BUILD = """
+import sys
+sys.path.insert(0, "detection")
+sys.argv, arguments = sys.argv[:1], sys.argv[1:]
+import json
+import train_net
+from detectron2.config import get_cfg
+said = {}
+for argument in arguments:
+    config, weights = argument.split("=")
+    cfg = get_cfg()
+    cfg.merge_from_file(config)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", weights])
+    said[config] = train_net.check_weights(cfg)
+print(json.dumps(said))
+"""
+
+
+def test_every_configuration_builds_a_model_whose_backbone_is_filled(tmp_path):
+    weights = {}
+    for depth in (18, 34, 50):
+        (tmp_path / str(depth)).mkdir()
+        weights[depth] = converted("moco", tmp_path / str(depth), f"resnet{depth}")[1]
+    configs = {CONFIGS / f"{name}.yaml": values.get("MODEL.RESNETS.DEPTH", 50) for name, values in TABLE.items()}
+    said = json.loads(in_detectron2(BUILD, *(f"{path}={weights[depth]}" for path, depth in configs.items())))
+    assert set(said) == {str(path) for path in configs}
+    for config, lines in said.items():
+        assert "fills all" in lines[0], config
+        if "C4" in config:
+            assert "it fills 50 of 50 entries of the head's res5" in lines[1], config
+
+
 def test_a_wrong_pixel_order_would_show(tmp_path):
     import torch
 
