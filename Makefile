@@ -23,7 +23,7 @@ detectron2: .detectron2/installed
 	touch $@
 
 slow: .venv/installed
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow -n 2
 
 lint: .venv/installed
 	.venv/bin/ruff check .
