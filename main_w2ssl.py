@@ -150,7 +150,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--batch_size: the {args.batch_size} images of a process have {args.batch_size * parts} patches, which do "
             "not fill montages of four"
         )
-    cli.seed_everything(args.seed, args.deterministic)
     method = W2SSL(
         create_backbone(args.arch, width=args.width, stem=args.stem),
         parts=parts,

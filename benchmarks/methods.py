@@ -1,6 +1,5 @@
 """The cost of a training step of several methods on the same images; `benchmarks/step.py --methods` runs it."""
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -62,5 +61,5 @@ def step_of(name: str, recipe: str, size: int, device: torch.device) -> Callable
 
 def compare(recipe: str, size: int, device: torch.device, rounds: int) -> dict[str, Timing]:
     """All three by turns; the baseline is MoCo-v2."""
-    steps = {name: functools.partial(step_of(name, recipe, size, device)) for name in (MOCO, SWAV, WHAT_WHERE)}
-    return by_turns(dict(steps), MOCO, rounds, seconds=1.0)
+    steps = {name: step_of(name, recipe, size, device) for name in (MOCO, SWAV, WHAT_WHERE)}
+    return by_turns(steps, MOCO, rounds, seconds=1.0)

@@ -217,9 +217,7 @@ def fit(
     loader = DataLoader(train, batch_sampler=share, collate_fn=collate, num_workers=args.workers)
     model.train()
     for images, targets, _ in loader:
-        torch.manual_seed(
-            args.seed + step * world.size + world.rank
-        )  # sampling of proposals, so that a resume repeats it
+        torch.manual_seed(args.seed + step * world.size + world.rank)  # proposals are sampled; a resume repeats it
         rate = multistep(step, base=args.lr, milestones=args.steps, gamma=0.1)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / max(1, args.warmup))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.backbones import features_and_map, forward_by_size
+from src.backbones import features_and_map, forward_by_size, in_parts
 from src.errors import UserError
 from src.heads import head_of, output_width
 from src.pretrained import BackboneSpec, fingerprint, load_backbone
@@ -24,7 +24,7 @@ class Teacher:
         arch: needed where the file does not tell its network.
         training: batch norms use the batch's statistics, as DisCo's teachers do; otherwise the running ones.
         normalise: embeddings are unit rows.
-        parts: in how many parts a batch goes through the networks, see :func:`src.methods.queue_base.embed`.
+        parts: in how many parts a batch goes through the networks, see :func:`src.backbones.in_parts`.
 
     Attributes:
         backbone, head: head is None for files without one.
@@ -72,18 +72,21 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) -> (n, C) float32."""
-        assert self.head is not None
-        embeddings = torch.cat([self.head(self.backbone(part)) for part in images.chunk(self.parts)]).float()
-        return F.normalize(embeddings, dim=1) if self.normalise else embeddings
+        return self._rows(in_parts(lambda part: self._project(self.backbone(part)), images, self.parts))
 
     @torch.no_grad()
     def by_size(self, crops: Sequence[Tensor]) -> Tensor:
         """V crops (B, 3, s_v, s_v) -> (V*B, C) float32, crop-major, as SwAV's networks treat them."""
+        return self._rows(self._project(forward_by_size(self.backbone, crops)))
+
+    def _project(self, features: Tensor) -> Tensor:
         assert self.head is not None
-        embeddings = self.head(forward_by_size(self.backbone, crops)).float()
-        return F.normalize(embeddings, dim=1) if self.normalise else embeddings
+        return self.head(features)
+
+    def _rows(self, embeddings: Tensor) -> Tensor:
+        return F.normalize(embeddings.float(), dim=1) if self.normalise else embeddings.float()
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
         """The backbone's last feature maps, (n, d, h, w)."""
-        return torch.cat([features_and_map(self.backbone, part)[1] for part in images.chunk(self.parts)]).float()
+        return in_parts(lambda part: features_and_map(self.backbone, part)[1], images, self.parts).float()

@@ -4,7 +4,7 @@ A backbone maps (n, 3, h, w) to (n, F) and knows F as its attribute ``feature_wi
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "feature_width",
     "features_and_map",
     "forward_by_size",
+    "in_parts",
     "initialize",
     "initialize_mobile",
     "is_mobile",
@@ -155,6 +156,12 @@ def features_and_map(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     if feature_map.ndim != 4:
         raise UserError(f"{type(backbone).__name__} has no feature map")
     return model.forward_head(feature_map, pre_logits=True), feature_map
+
+
+def in_parts(network: Callable[[Tensor], Tensor], images: Tensor, parts: int) -> Tensor:
+    """A batch cut into ``parts``, each through the network by itself: batch norms see one part, as one of so many
+    GPUs would."""
+    return torch.cat([network(part) for part in images.chunk(parts)])
 
 
 def forward_by_size(backbone: nn.Module, crops: Sequence[Tensor]) -> Tensor:

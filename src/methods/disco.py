@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.backbones import features_and_map
+from src.backbones import features_and_map, in_parts
 from src.clock import Clock
 from src.data.loading import Batch
 from src.errors import UserError
@@ -115,8 +115,8 @@ class DisCo(MoCo):
 
     def _map_terms(self, images: Tensor) -> dict[str, Tensor]:
         """The terms on feature maps of the first view, which take the student's backbone a pass of their own."""
-        parts = [features_and_map(self.backbone, part)[1] for part in images.chunk(self.bn_parts)]
-        student, teacher = torch.cat(parts), self._teacher.maps(images)
+        student = in_parts(lambda part: features_and_map(self.backbone, part)[1], images, self.bn_parts)
+        teacher = self._teacher.maps(images)
         if student.shape[2:] != teacher.shape[2:]:
             raise UserError(
                 f"the last feature maps have {tuple(student.shape[2:])} (student) and {tuple(teacher.shape[2:])} "

@@ -8,18 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src import distributed
-from src.backbones import initialize
+from src.backbones import in_parts, initialize
 from src.backbones.resnet import ResNet
 from src.methods.base import Method
 
 
 def embed(backbone: nn.Module, head: nn.Module, images: Tensor, parts: int = 1) -> Tensor:
-    """(n, 3, h, w) -> (n, C) float32 unit rows.
-
-    With ``parts`` > 1, batch norms take their statistics over each part of the batch, as so many GPUs would.
-    """
-    embeddings = [head(backbone(part)) for part in images.chunk(parts)]
-    return F.normalize(torch.cat(embeddings).float(), dim=1)
+    """(n, 3, h, w) -> (n, C) float32 unit rows; ``parts`` as in :func:`src.backbones.in_parts`."""
+    return F.normalize(in_parts(lambda part: head(backbone(part)), images, parts).float(), dim=1)
 
 
 class QueueMethod(Method):
@@ -29,7 +25,7 @@ class QueueMethod(Method):
         backbone: (m, 3, h, w) -> (m, F).
         head: (m, F) -> (m, C).
         dim, queue_columns: C and K; the queue starts with random unit columns. K must be at least B.
-        bn_parts: see :func:`embed`.
+        bn_parts: see :func:`src.backbones.in_parts`.
         zero_init_residual: see :func:`src.backbones.initialize`; networks of timm start as timm does.
     """
 

@@ -1,6 +1,5 @@
 """A small checkpoint of every family, in the published layout and of our own runs, with the backbone it holds."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -60,4 +59,3 @@ def save(family: str, path: Path, arch: str = "resnet50") -> nn.Module:
 
 
 FAMILIES: list[str] = ["ours", *PREFIXES]
-Maker = Callable[[str], tuple[Path, nn.Module]]
