@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import cli
-from src.checkpoint import NEUTRAL_SETTINGS
+from src.checkpoints.files import write_atomically
+from src.checkpoints.store import NEUTRAL_SETTINGS
+from src.engine.monitor import number, read_log
 from src.errors import UserError
-from src.files import write_atomically
-from src.monitor import number, read_log
 from src.plots import comparison
 
 RESULTS = ("knn.json", "linear.json", "semisup.json", "cluster.json")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src import cli, distributed
+from src import cli
+from src.checkpoints.files import write_atomically
 from src.data.loading import loader_of
 from src.data.views import Picture
 from src.errors import UserError
@@ -22,7 +23,7 @@ from src.evaluation.class_heads import load_class_head
 from src.evaluation.clustering import class_prediction, clustering_scores, contingency, match
 from src.evaluation.features import extract_features
 from src.evaluation.subject import Subject, open_subject, open_weights
-from src.files import write_atomically
+from src.parallel import collectives, launch
 from src.plots import cluster_mosaic, confusion_matrix
 
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.tau is not None and args.tau <= 0:
         raise UserError("--tau must be positive")
-    world = distributed.start(args.device, args.dist_url)
+    world = launch.start(args.device, args.dist_url)
     weights = open_weights(args)
     head = None
     if not args.kmeans:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         confidence = by_kmeans(features, args.kmeans, args.normalize, args.seed) if world.is_main else features
     if world.is_main:
         report(args.dump_path, subject, how, confidence.cpu(), labels.cpu(), args.mosaic)
-    distributed.barrier()
+    collectives.barrier()
     return 0
 
 

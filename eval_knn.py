@@ -10,13 +10,14 @@ from pathlib import Path
 
 from torch import nn
 
-from src import cli, distributed
+from src import cli
+from src.checkpoints.files import write_atomically
 from src.data.loading import loader_of
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.knn import knn_predict, nearest_majority, over_ranks, top_k_accuracy
 from src.evaluation.subject import open_subject, open_weights
-from src.files import write_atomically
+from src.parallel import collectives, launch
 
 
 def build_parser() -> cli.Parser:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.temperature <= 0:
         raise UserError("--temperature must be positive")
     args.k = args.k or {"weighted": [10, 20, 200], "majority": [5]}[args.rule]
-    world = distributed.start(args.device, args.dist_url)
+    world = launch.start(args.device, args.dist_url)
     subject = open_subject(args, open_weights(args), world.device)
     backbone, description = subject.backbone, subject.description
     if args.raw_pixels:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = {"what": description, "data_path": args.data_path, "rule": args.rule, "knn": results}
         text = json.dumps(content, indent=2).encode()
         write_atomically(Path(args.dump_path) / "knn.json", lambda file: file.write(text))
-    distributed.barrier()
+    collectives.barrier()
     return 0
 
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save
 
 from src import cli
+from src.checkpoints.files import write_atomically
 from src.errors import UserError
-from src.files import write_atomically
-from src.pretrained import BackboneSpec, load_backbone
+from src.models.pretrained import BackboneSpec, load_backbone
 
 
 def main(argv: Sequence[str] | None = None) -> int:

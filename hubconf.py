@@ -6,17 +6,33 @@
 Nothing is downloaded unless one of the first four is called with ``pretrained=True``.
 """
 
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 
-from src.errors import UserError
-from src.files import describe_mismatch
-from src.layouts import backbone_in, weights_in
-from src.pretrained import BackboneSpec, load_backbone
-
 dependencies = ["torch", "torchvision", "timm", "numpy", "tqdm"]
+
+
+def _part(name: str) -> Any:
+    """A module of this repository's ``src``, imported under another name: the caller may have a ``src``, too."""
+    package = "ssl_vision_hub"
+    if package not in sys.modules:
+        folder = Path(__file__).resolve().parent / "src"
+        spec = importlib.util.spec_from_file_location(package, folder / "__init__.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    return importlib.import_module(f"{package}.{name}")
+
+
+_files, _layouts, _pretrained = _part("checkpoints.files"), _part("checkpoints.layouts"), _part("models.pretrained")
+UserError = _part("errors").UserError
 
 PUBLISHED = "https://dl.fbaipublicfiles.com/deepcluster/"
 
@@ -24,12 +40,12 @@ PUBLISHED = "https://dl.fbaipublicfiles.com/deepcluster/"
 def _download(file: str) -> dict[str, torch.Tensor]:
     url = PUBLISHED + file
     content = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-    return backbone_in(weights_in(content, url), url)[0]
+    return _layouts.backbone_in(_layouts.weights_in(content, url), url)[0]
 
 
 def _fill(backbone: torch.nn.Module, file: str) -> None:
     state = _download(file)
-    problem = describe_mismatch(backbone.state_dict(), state, file)
+    problem = _files.describe_mismatch(backbone.state_dict(), state, file)
     if problem:
         raise UserError(problem)
     backbone.load_state_dict(state)
@@ -47,7 +63,7 @@ def resnet50(pretrained: bool = True, **options: Any) -> torch.nn.Module:
 
 
 def _wide(arch: str, pretrained: bool) -> torch.nn.Module:
-    backbone = BackboneSpec(arch).build()
+    backbone = _pretrained.BackboneSpec(arch).build()
     if pretrained:
         _fill(backbone, f"swav_RN50{arch.removeprefix('resnet50')}_400ep_pretrain.pth.tar")
     return backbone
@@ -70,4 +86,4 @@ def resnet50w5(pretrained: bool = True) -> torch.nn.Module:
 
 def checkpoint(path: str, arch: str | None = None) -> torch.nn.Module:
     """The backbone of a checkpoint of ours or of any published layout, in eval mode: (n, 3, h, w) -> (n, F)."""
-    return load_backbone(path, BackboneSpec(arch) if arch else None).backbone
+    return _pretrained.load_backbone(path, _pretrained.BackboneSpec(arch) if arch else None).backbone

@@ -16,21 +16,21 @@ import torch
 from torch import nn
 
 from src import cli, pretraining
-from src.backbones import create_backbone, feature_width
 from src.clock import Clock
 from src.data.datasets import find_training
 from src.data.view_sets import moco as moco_views
 from src.data.views import RandomView
+from src.engine.monitor import Monitor, number
 from src.errors import UserError
-from src.heads import projector
 from src.methods.baselines.seed import SEED
 from src.methods.disco import MAPS, REFERENCE_BATCH, TERMS, DisCo, mse_factor
 from src.methods.moco import MoCo
 from src.methods.queue_base import QueueMethod
-from src.monitor import Monitor, number
+from src.models.backbones import create_backbone, feature_width
+from src.models.heads import projector
+from src.models.teacher import Teacher
 from src.optim.schedules import multistep, warmup_cosine
 from src.pretraining import Pretraining
-from src.teacher import Teacher
 
 # What each method adds to the contrastive loss
 DISTILLS: dict[str, list[str]] = {"moco": [], "disco": ["mse"], "rkd": ["rkd_distance", "rkd_angle"], "seed": []}

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from src import cli, pretraining, sync_bn
-from src.backbones import create_backbone, feature_width
+from src import cli, pretraining
 from src.clock import Clock
 from src.data.datasets import find_training
 from src.data.view_sets import intl as intl_views
 from src.data.views import RandomView, View
+from src.engine.loop import Evaluation, Schedule
+from src.engine.method import Method
+from src.engine.monitor import Monitor, number
 from src.errors import UserError
-from src.heads import mlp
 from src.losses.whitened import trace_loss_floor, trade_off
-from src.methods.base import Method
 from src.methods.baselines.barlowtwins import BarlowTwins
 from src.methods.baselines.byol import BYOL
 from src.methods.baselines.simclr import SimCLR
@@ -34,12 +34,13 @@ from src.methods.baselines.zero_icl import ZeroICL
 from src.methods.cwrgp import TRANSFORMS, GroupWhitening
 from src.methods.intl import Intl
 from src.methods.joint_embedding import spectrum
-from src.monitor import Monitor, number
+from src.models.backbones import create_backbone, feature_width
+from src.models.heads import mlp
+from src.ops.whitening import iter_norm
 from src.optim.schedules import dropped_rate, epoch_cosine_rate, intl_rate, warm_restarts
+from src.parallel import sync_bn
 from src.plots import spectrum_curves
 from src.pretraining import Pretraining
-from src.training import Evaluation, Schedule
-from src.whitening import iter_norm
 
 INTL = ("intl", "intl_m")
 METHODS = (

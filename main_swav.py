@@ -11,23 +11,24 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from src import cli, pretraining, sync_bn
-from src.backbones import create_backbone
+from src import cli, pretraining
 from src.clock import Clock
 from src.data.datasets import refuse_split_root
 from src.data.view_sets import multi_crop
 from src.data.views import RandomView
+from src.engine.monitor import Monitor, number
 from src.errors import UserError
 from src.methods.deepcluster import DeepClusterV2
 from src.methods.prototype_base import PrototypeMethod
 from src.methods.sela import SeLaV2
 from src.methods.swav import SwAV, rows_per_rank
 from src.methods.swav_disco import SwAVDisCo
-from src.monitor import Monitor, number
+from src.models.backbones import create_backbone
+from src.models.teacher import Teacher
 from src.optim.larc import LARC
 from src.optim.schedules import warmup_cosine
+from src.parallel import sync_bn
 from src.pretraining import Pretraining
-from src.teacher import Teacher
 
 
 def build_parser() -> cli.Parser:

@@ -14,24 +14,25 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from src import cli, pretraining, sync_bn
-from src.backbones import create_backbone, feature_width
-from src.backbones.resnet import ResNet
-from src.backbones.vit import VisionTransformer
+from src import cli, pretraining
 from src.clock import Clock
 from src.data.datasets import find_training
 from src.data.view_sets import twist as twist_views
 from src.data.views import View
+from src.engine.loop import Evaluation
+from src.engine.monitor import Monitor, number
 from src.errors import UserError
 from src.evaluation.clustering import class_prediction, clustering_scores
-from src.heads import TwistHead
 from src.losses.twist import entropy_bound
 from src.methods.twist import Twist
-from src.monitor import Monitor, number
+from src.models.backbones import create_backbone, feature_width
+from src.models.backbones.resnet import ResNet
+from src.models.backbones.vit import VisionTransformer
+from src.models.heads import TwistHead
 from src.optim.lars import LARS, split_by_adaptation
 from src.optim.schedules import phased, warmup_cosine
+from src.parallel import sync_bn
 from src.pretraining import Pretraining
-from src.training import Evaluation
 
 # Crops of the self-labelling epochs: shares of the area of global and of local views
 HARDER = (0.14, 1.0), (0.05, 0.14)

@@ -10,18 +10,19 @@ from collections.abc import Sequence
 
 import torch
 
-from src import cli, pretraining, sync_bn
-from src.backbones import create_backbone
+from src import cli, pretraining
 from src.clock import Clock
 from src.data.datasets import find_training
 from src.data.view_sets import GRIDS
 from src.data.view_sets import w2ssl as w2ssl_views
 from src.data.views import PartView
+from src.engine.monitor import Monitor, number
 from src.errors import UserError
 from src.methods.w2ssl import W2SSL, loss_of_equal_features
-from src.monitor import Monitor, number
+from src.models.backbones import create_backbone
 from src.optim.lars import LARS, split_by_adaptation
 from src.optim.schedules import fractional_cosine
+from src.parallel import sync_bn
 from src.pretraining import Pretraining
 
 DEAD = {

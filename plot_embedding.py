@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from src import cli, distributed
+from src import cli
+from src.checkpoints.files import write_atomically
 from src.data.datasets import Subset
 from src.data.loading import loader_of
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.subject import open_subject, open_weights
-from src.files import write_atomically
+from src.parallel import collectives, launch
 from src.plots import PLANES, embedding_map
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if Path(args.out).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out {args.out}: expected a name that ends in .png, .pdf or .svg")
-    world = distributed.start(args.device, args.dist_url)
+    world = launch.start(args.device, args.dist_url)
     subject = open_subject(args, open_weights(args), world.device)
     classes = range(args.first_class, args.first_class + args.nmb_classes)
     if classes[-1] >= subject.num_classes:
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_atomically(folder / "labels.npy", lambda file: np.save(file, labels.cpu().numpy()))
         print(subject.description)
         print(f"drew {len(chosen)} test images of {len(names)} classes: {folder / args.out}")
-    distributed.barrier()
+    collectives.barrier()
     return 0
 
 

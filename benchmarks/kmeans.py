@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import machine, wait_for_device
-from src.kmeans import chunk_bytes_on, spherical_kmeans
+from src.ops.kmeans import chunk_bytes_on, spherical_kmeans
 
 
 def peak_gib(device: torch.device) -> float:

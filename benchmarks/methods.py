@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from benchmarks.timing import Timing, by_turns
-from src.backbones import create_backbone, feature_width
 from src.clock import Clock
 from src.data.loading import Batch
-from src.heads import projector
-from src.methods.base import Method
+from src.engine.method import Method
 from src.methods.moco import MoCo
 from src.methods.swav import SwAV
 from src.methods.w2ssl import W2SSL
+from src.models.backbones import create_backbone, feature_width
+from src.models.heads import projector
 
 # network, side of a whole image's view, images of a step on the CPU and on a GPU
 RECIPES: dict[str, tuple[dict[str, object], int, int, int]] = {

@@ -27,14 +27,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.step import plain_larc, plain_loss
 from benchmarks.timing import Timing, by_turns, machine, table
-from src import distributed
-from src.backbones import create_backbone
-from src.kmeans import assign
 from src.losses.sinkhorn import sinkhorn
 from src.losses.swapped_prediction import swapped_prediction_loss
+from src.models.backbones import create_backbone
+from src.ops.kmeans import assign
 from src.optim.ema import momentum_copy, update_momentum_copy
 from src.optim.larc import LARC
 from src.optim.lars import LARS
+from src.parallel import collectives
 
 BASELINE = "plain (baseline)"
 PROTOTYPES, DIM = 3000, 128
@@ -48,10 +48,10 @@ def unit(rows: int, dim: int, device: torch.device, seed: int = 0) -> Tensor:
 def published_sinkhorn(scores: Tensor) -> Tensor:
     """As the paper's code: one call for each crop, the total and every row sum reduced over the ranks."""
     q = torch.exp(scores / 0.05).t()
-    samples = q.shape[1] * distributed.world_size()
-    q /= distributed.all_reduce_(torch.sum(q))
+    samples = q.shape[1] * collectives.world_size()
+    q /= collectives.all_reduce_(torch.sum(q))
     for _ in range(3):
-        q /= distributed.all_reduce_(torch.sum(q, dim=1, keepdim=True))
+        q /= collectives.all_reduce_(torch.sum(q, dim=1, keepdim=True))
         q /= q.shape[0]
         q /= torch.sum(q, dim=0, keepdim=True)
         q /= samples

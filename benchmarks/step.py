@@ -26,12 +26,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import methods
 from benchmarks.timing import by_turns, machine, table
-from src.backbones import create_backbone
 from src.clock import Clock
 from src.data.loading import Batch, ResumableBatches
+from src.engine.loop import Training
+from src.engine.precision import choose_precision
 from src.methods.swav import SwAV
+from src.models.backbones import create_backbone
 from src.optim.larc import LARC
-from src.training import Training, choose_precision
 
 BASELINE, OURS, COMPILED = "plain loop (baseline)", "ours", "ours, --compile"
 # backbone, crop sizes, batch on the CPU, batch on a GPU, further options of SwAV

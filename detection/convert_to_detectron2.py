@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT))
 
 from detection.names import read_pickle, to_detectron2, to_torchvision
 from src import cli
+from src.checkpoints.files import write_atomically
+from src.checkpoints.layouts import resnet_in
 from src.errors import UserError
-from src.files import write_atomically
-from src.layouts import resnet_in
-from src.pretrained import load_backbone
+from src.models.pretrained import load_backbone
 
 
 def main(argv: Sequence[str] | None = None) -> int:

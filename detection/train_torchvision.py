@@ -23,12 +23,13 @@ sys.path.insert(0, str(ROOT))
 
 from detection.average_precision import Found, average_precision
 from detection.boxes import Boxes, open_coco, open_voc
-from src import cli, distributed
+from src import cli
+from src.checkpoints.files import describe_mismatch, read_file, write_atomically
+from src.checkpoints.layouts import resnet_in
 from src.errors import Diverged, UserError
-from src.files import describe_mismatch, read_file, write_atomically
-from src.layouts import resnet_in
+from src.models.pretrained import load_backbone
 from src.optim.schedules import multistep
-from src.pretrained import load_backbone
+from src.parallel import collectives, launch
 
 FORMAT = "ssl-vision-detection/1"
 
@@ -124,7 +125,7 @@ def batches_from(start: int, images: int, size: int, seed: int) -> Iterator[list
 class _Share(torch.utils.data.Sampler[list[tuple[int, bool]]]):
     """This rank's part of every step's images."""
 
-    def __init__(self, start: int, end: int, images: int, size: int, seed: int, world: distributed.World) -> None:
+    def __init__(self, start: int, end: int, images: int, size: int, seed: int, world: launch.World) -> None:
         self.steps = end - start
         self.batches = batches_from(start, images, size, seed)
         self.rows = slice(world.rank * size // world.size, (world.rank + 1) * size // world.size)
@@ -143,7 +144,7 @@ def collate(samples: list[Any]) -> tuple[list[Tensor], list[dict[str, Tensor]], 
 
 
 @torch.no_grad()
-def judge(model: nn.Module, data: Boxes, args: Any, world: distributed.World) -> dict[str, float]:
+def judge(model: nn.Module, data: Boxes, args: Any, world: launch.World) -> dict[str, float]:
     """AP over all test images, which the ranks share."""
     model.eval()
     mine = range(world.rank, len(data), world.size)
@@ -152,7 +153,7 @@ def judge(model: nn.Module, data: Boxes, args: Any, world: distributed.World) ->
     for images, _, indices in loader:
         for index, output in zip(indices, model([image.to(world.device) for image in images]), strict=True):
             found[index] = Found(*(output[key].cpu().numpy() for key in ("boxes", "labels", "scores")))
-    gathered = distributed.gather_to_main(found)
+    gathered = collectives.gather_to_main(found)
     model.train()
     if gathered is None:
         return {}
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--lr must be positive, --wd not negative")
     test = open_data(args, training=False)
     train = None if args.eval_only else open_data(args, training=True)
-    world = distributed.start(args.device, args.dist_url)
+    world = launch.start(args.device, args.dist_url)
     if args.batch_size % world.size:
         raise UserError(f"--batch_size {args.batch_size} cannot be shared out over {world.size} processes")
     cli.seed_everything(args.seed)
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = {"what": args.pretrained or "random weights", "dataset": args.dataset, "model": args.model, **result}
         text = json.dumps(content, indent=2).encode()
         write_atomically(folder / "detection.json", lambda file: file.write(text))
-    distributed.barrier()
+    collectives.barrier()
     return 0
 
 
@@ -205,7 +206,7 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> i
 
 
 def fit(
-    args: Any, model: nn.Module, optimizer: torch.optim.Optimizer, train: Boxes, step: int, world: distributed.World
+    args: Any, model: nn.Module, optimizer: torch.optim.Optimizer, train: Boxes, step: int, world: launch.World
 ) -> None:
     """Trains from iteration ``step`` to the end, and saves."""
     wrapped = model

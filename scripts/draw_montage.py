@@ -18,7 +18,7 @@ from src.data.datasets import evenly_spread, open_images
 from src.data.loading import ViewDataset, collate
 from src.data.view_sets import GRIDS, w2ssl
 from src.errors import UserError
-from src.montage import deal_out
+from src.ops.montage import deal_out
 from src.plots import montage_figure
 
 

@@ -29,10 +29,10 @@ from src.data.loading import Position, ToDevice, ViewDataset, collate, loader_of
 from src.data.patches import cut_patches
 from src.data.view_sets import multi_crop
 from src.data.views import CentreView
+from src.engine.monitor import duration, read_log
 from src.evaluation.features import extract_features
-from src.monitor import duration, read_log
+from src.models.pretrained import load_backbone
 from src.plots import crops_mosaic, embedding_map, training_curves
-from src.pretrained import load_backbone
 
 # The network: a ResNet-18 a quarter as wide, with the stem for small images.
 MODEL = ["--arch", "resnet18", "--width", "0.25", "--stem", "small"]

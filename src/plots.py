@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from src.errors import UserError
+from .errors import UserError
 
 
 def _save(figure: Figure, path: str | Path) -> None:
@@ -68,7 +68,7 @@ def montage_figure(
         images: n of them.
         windows: of each of the P parts, from width and height to left, top, right and bottom in pixels.
         patches: P tensors (n, 3, p, p) uint8.
-        order: (P n,), which patch lies in each slot, see :mod:`src.montage`.
+        order: (P n,), which patch lies in each slot, see :mod:`src.ops.montage`.
         montages: (M, 3, 2p, 2p) uint8.
         path: of the picture.
     """
@@ -118,7 +118,7 @@ def training_curves(
     """Loss and online accuracy over the steps.
 
     Args:
-        train, evaluations: records as :func:`src.monitor.read_log` returns them.
+        train, evaluations: records as :func:`src.engine.monitor.read_log` returns them.
         path: of the PNG.
         value: which evaluated number is drawn.
         reference_loss: a dashed line, such as ln K.
@@ -150,7 +150,7 @@ def comparison(
     """Losses and online accuracies of several runs over their epochs.
 
     Args:
-        runs: name -> records of training and of evaluations, as :func:`src.monitor.read_log` returns them.
+        runs: name -> records of training and of evaluations, as :func:`src.engine.monitor.read_log` returns them.
         path: of the PNG.
         references: name -> accuracy to be shown as a dashed line.
     """
@@ -279,7 +279,8 @@ def information_plane(records: Sequence[dict[str, Any]], path: str | Path) -> No
     """I(X;T) against I(T;Y) over the steps of a training, coloured by the step.
 
     Args:
-        records: with ``step``, ``information_xt`` and ``information_ty``, as :func:`src.monitor.read_log` returns them.
+        records: with ``step``, ``information_xt`` and ``information_ty``, as :func:`src.engine.monitor.read_log` gives
+            them.
         path: of the PNG.
     """
     figure, axis = plt.subplots(figsize=(5.6, 4.4))

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from src import cli, distributed
-from src.backbones import checkpoint_activations
-from src.checkpoint import CheckpointStore
-from src.clock import Clock
-from src.data.datasets import (
+from . import cli
+from .checkpoints.store import CheckpointStore
+from .clock import Clock
+from .data.datasets import (
     OWN_SETS,
     ImageSource,
     evenly_spread,
@@ -22,14 +21,17 @@ from src.data.datasets import (
     open_labelled,
     require_labels,
 )
-from src.data.loading import Batch, ResumableBatches, ToDevice, ViewDataset, Views, make_loader
-from src.data.views import CentreView
-from src.errors import UserError
-from src.evaluation.knn import KNNEvaluation
-from src.methods.base import Method
-from src.monitor import Monitor
-from src.sharding import shard
-from src.training import Evaluation, Precision, Schedule, Training, choose_precision
+from .data.loading import Batch, ResumableBatches, ToDevice, ViewDataset, Views, make_loader
+from .data.views import CentreView
+from .engine.loop import Evaluation, Schedule, Training
+from .engine.method import Method
+from .engine.monitor import Monitor
+from .engine.precision import Precision, choose_precision
+from .errors import UserError
+from .evaluation.knn import KNNEvaluation
+from .models.backbones import checkpoint_activations, residual_blocks
+from .parallel import launch
+from .parallel.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Pretraining:
     """
 
     args: argparse.Namespace
-    world: distributed.World
+    world: launch.World
     precision: Precision
     train_path: str | Path
     source: ImageSource
@@ -63,7 +65,7 @@ def start(
 
     ``batch_in_all``, where it is given, is shared out over the processes and becomes ``args.batch_size``.
     """
-    world = distributed.start(args.device, args.dist_url)
+    world = launch.start(args.device, args.dist_url)
     if batch_in_all is not None:
         if batch_in_all % world.size:
             raise UserError(f"a batch of {batch_in_all} cannot be shared out over {world.size} processes")
@@ -108,7 +110,7 @@ def place(run: Pretraining, method: Method) -> None:
     if args.compile:
         method.backbone.compile(dynamic=False)
     if args.shard:
-        shard(method, method.backbone, world.device)
+        shard(method, method.backbone, residual_blocks(method.backbone), world.device)
     torch.manual_seed(args.seed + world.rank)  # from here on (dropout, drop path) ranks differ
 
 
@@ -162,7 +164,7 @@ def train(
     Args:
         evaluations: what is judged after epochs.
         echo: says what is about to happen.
-        backbone_file, identity: see :class:`src.checkpoint.CheckpointStore`.
+        backbone_file, identity: see :class:`src.checkpoints.store.CheckpointStore`.
     """
     args = run.args
     checkpoints = CheckpointStore(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from src.checkpoint import read_run
+from src.checkpoints.store import read_run
 from tests.helpers import ROOT, script
 
 

@@ -2,11 +2,11 @@
 
     python tests/same_runs.py REV [--only swav twist] [--keep FOLDER]
 
-Every method of every script trains a few steps on the CPU in both trees, on the same machine. Equal must be: every tensor
-of the final checkpoint (weights, optimiser, queues, random states), every logged number, and every setting in the
-checkpoint that the older commit has. Runs that the older commit left half done are finished by this tree and must end
-alike, so old checkpoints still resume. The evaluations must write the same results. Takes some minutes; exits with 1 at
-a difference.
+Every method of every script trains a few steps on the CPU in both trees, on the same machine. Equal must be: every
+tensor of the final checkpoint (weights, optimiser, queues, random states), every logged number, and every setting in
+the checkpoint that the older commit has. Runs that the older commit left half done are finished by this tree and must
+end alike, so old checkpoints still resume. The evaluations must write the same results. Takes eight minutes on two
+cores; exits with 1 at a difference.
 """
 
 import argparse
@@ -277,7 +277,7 @@ def main() -> int:
 
 
 def make_data(data: Path) -> None:
-    """``train`` and ``test`` with 4 classes of 24 and 8 patches of 64 pixels, from the photographs of the repository."""
+    """``train`` and ``test``, 4 classes of 24 and 8 patches of 64 pixels, cut from the repository's photographs."""
     sys.path[:0] = [str(ROOT)]
     from src.data.patches import cut_patches
 

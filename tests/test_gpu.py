@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from src import distributed
-from src.backbones import checkpoint_activations, create_backbone
-from src.checkpoint import read_run
+from src.checkpoints.store import read_run
 from src.clock import Clock
 from src.data.datasets import FolderImages
 from src.data.loading import Batch, Position, ToDevice, ViewDataset, collate
 from src.data.view_sets import multi_crop
 from src.methods.swav import SwAV
+from src.models.backbones import checkpoint_activations, create_backbone
 from src.optim.larc import LARC
+from src.parallel import launch
 from tests.helpers import run
 from tests.runs import assert_same_end
-from tests.test_main_swav import command
+from tests.scripts.test_main_swav import command
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -47,7 +47,7 @@ def test_a_deterministic_run_in_two_parts_equals_one_in_one_go(patches, tmp_path
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_step_never_waits_for_the_device(dtype):
     """Forward, loss, queue, backward, loss scaling, LARC: torch itself reports any synchronisation."""
-    device = distributed.choose_device("cuda", 0)
+    device = launch.choose_device("cuda", 0)
     method = SwAV(create_backbone("resnet18"), nmb_prototypes=50, queue_rows=32, epoch_queue_starts=0).to(device)
     optimizer = LARC(method.parameters(), lr=0.1, weight_decay=1e-6)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)

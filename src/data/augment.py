@@ -30,7 +30,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.data.draws import BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, SATURATION, Draw
+from .draws import BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, SATURATION, Draw
 
 # Pillow's weights of red, green and blue in gray, in 1/65536 (ITU-R 601); the products are exact in float32
 _GRAY = (19595.0, 38470.0, 7471.0)

@@ -9,13 +9,13 @@ from typing import Protocol
 
 from PIL import Image
 
-from src.data.folder import FolderImages
-from src.data.labels import UNLABELLED
-from src.data.lmdb_file import LMDBImages
-from src.data.named import TORCHVISION_SETS, TorchvisionImages
-from src.data.shards import ShardImages
-from src.data.tiny_imagenet import TinyImageNetImages
-from src.errors import UserError
+from .folder import FolderImages
+from .labels import UNLABELLED
+from .lmdb_file import LMDBImages
+from .named import TORCHVISION_SETS, TorchvisionImages
+from .shards import ShardImages
+from .tiny_imagenet import TinyImageNetImages
+from ..errors import UserError
 
 
 class ImageSource(Protocol):

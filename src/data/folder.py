@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from src.data.labels import UNLABELLED
-from src.errors import UserError
+from .labels import UNLABELLED
+from ..errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from src.errors import UserError
+from ..errors import UserError
 
 FORMAT = "ssl-vision-lmdb/1"
 

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from src import distributed
-from src.data.augment import PackedDraws, apply_to_batch, apply_to_image, pack
-from src.data.datasets import ImageSource
-from src.data.draws import Draw, keyed_generator
-from src.data.views import Picture, View, runs_of_equal_size
-from src.errors import UserError
+from ..parallel import collectives
+from .augment import PackedDraws, apply_to_batch, apply_to_image, pack
+from .datasets import ImageSource
+from .draws import Draw, keyed_generator
+from .views import Picture, View, runs_of_equal_size
+from ..errors import UserError
 
 # Below this many broken files in a row, each is replaced by the next image; at it, something else is wrong.
 MAX_UNREADABLE_IN_A_ROW = 20
@@ -346,7 +346,7 @@ def loader_of(
     source: ImageSource, view: View, batch_size: int, workers: int, device: torch.device
 ) -> "DataLoader[Batch]":
     """One deterministic view of every image, each rank its share: what evaluations read."""
-    world, rank = distributed.world_size(), distributed.rank()
+    world, rank = collectives.world_size(), collectives.rank()
     return make_loader(
         ViewDataset(source, [view]),
         SequentialBatches(len(source), batch_size, rank=rank, world_size=world),

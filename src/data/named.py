@@ -6,8 +6,8 @@ from typing import Any
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from src.data.labels import UNLABELLED
-from src.errors import UserError
+from .labels import UNLABELLED
+from ..errors import UserError
 
 # Splits: `pretrain` is everything one may train on without labels.
 TORCHVISION_SETS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {

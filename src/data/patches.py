@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.data.folder import EXTENSIONS
-from src.errors import UserError
+from .folder import EXTENSIONS
+from ..errors import UserError
 
 TRAIN_SHARE = 0.6  # training patches: the left part of every photograph; test patches: the rest
 MIN_CONTRAST = 6.0  # grey levels; patches of sky or blurred background below it show nothing to learn from

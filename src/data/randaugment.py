@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.data.draws import Draw, no_change
-from src.data.views import Picture
+from .draws import Draw, no_change
+from .views import Picture
 
 # With which the erased rectangles' noise, standard normal in normalised images, is turned into levels
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)

@@ -22,10 +22,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src.data.folder import is_image
-from src.data.labels import UNLABELLED
-from src.errors import UserError
-from src.files import write_atomically
+from .folder import is_image
+from .labels import UNLABELLED
+from ..errors import UserError
+from ..checkpoints.files import write_atomically
 
 CACHE_VARIABLE = "SSL_SHARD_CACHE"
 

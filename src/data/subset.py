@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.datasets import ImageSource
-from src.errors import UserError
+from .datasets import ImageSource
+from ..errors import UserError
 
 
 def read_list(path: str | Path) -> list[str]:

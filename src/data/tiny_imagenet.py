@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from src.data.folder import FolderImages, ImageFiles
-from src.errors import UserError
+from .folder import FolderImages, ImageFiles
+from ..errors import UserError
 
 
 class TinyImageNetImages(ImageFiles):

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from src.data.randaugment import RandAugmentView
-from src.data.views import PartView, RandomView, View
-from src.errors import UserError
+from .randaugment import RandAugmentView
+from .views import PartView, RandomView, View
+from ..errors import UserError
 
 
 def multi_crop(

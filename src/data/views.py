@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from src.data.augment import apply_to_image
-from src.data.draws import GRAYSCALE, Draw
-from src.errors import UserError
+from .augment import apply_to_image
+from .draws import GRAYSCALE, Draw
+from ..errors import UserError
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 when every crop still is at least this many times as large as its output, see
 # `Picture`.

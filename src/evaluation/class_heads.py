@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.checkpoint import FORMAT
-from src.errors import UserError
-from src.files import describe_mismatch, read_file
-from src.heads import Prototypes, TwistHead, projector
+from ..checkpoints.files import describe_mismatch, read_file
+from ..checkpoints.store import FORMAT
+from ..errors import UserError
+from ..models.heads import Prototypes, TwistHead, projector
 
 
 class ClassHead(NamedTuple):

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from src import cli, distributed, sync_bn
-from src.backbones import feature_width
-from src.backbones.resnet import ResNet
-from src.checkpoint import CheckpointStore
-from src.clock import Clock
-from src.data.datasets import ImageSource, Subset
-from src.data.loading import (
+from .. import cli
+from ..checkpoints.files import write_atomically
+from ..checkpoints.store import CheckpointStore
+from ..clock import Clock
+from ..data.datasets import ImageSource, Subset
+from ..data.loading import (
     Batch,
     ResumableBatches,
     SequentialBatches,
@@ -26,11 +25,21 @@ from src.data.loading import (
     loader_of,
     make_loader,
 )
-from src.data.subset import class_balanced, listed, read_list
-from src.data.views import RandomView
-from src.errors import UserError
-from src.evaluation import protocols
-from src.evaluation.classifiers import (
+from ..data.subset import class_balanced, listed, read_list
+from ..data.views import RandomView
+from ..engine.loop import Evaluation, Training
+from ..engine.monitor import Monitor, number
+from ..engine.precision import choose_precision
+from ..errors import UserError
+from ..models.backbones import feature_width
+from ..models.backbones.resnet import ResNet
+from ..models.pretrained import Pretrained, fingerprint
+from ..models.teacher import Teacher
+from ..optim.larc import LARC
+from ..optim.schedules import multistep, warmup_cosine
+from ..parallel import collectives, launch, sync_bn
+from . import protocols
+from .classifiers import (
     Classification,
     Classifier,
     FineTuning,
@@ -40,17 +49,10 @@ from src.evaluation.classifiers import (
     fit_logistic_regression,
     is_transformer,
 )
-from src.evaluation.features import FeatureDataset, extract_features
-from src.evaluation.information import watch_information
-from src.evaluation.reported import reported_line
-from src.evaluation.subject import Subject, open_subject, open_weights
-from src.files import write_atomically
-from src.monitor import Monitor, number
-from src.optim.larc import LARC
-from src.optim.schedules import multistep, warmup_cosine
-from src.pretrained import Pretrained, fingerprint
-from src.teacher import Teacher
-from src.training import Evaluation, Training, choose_precision
+from .features import FeatureDataset, extract_features
+from .information import watch_information
+from .reported import reported_line
+from .subject import Subject, open_subject, open_weights
 
 # Settings that make another evaluation of it: a checkpoint with other ones is never continued
 IDENTITY = (
@@ -230,7 +232,7 @@ def run(parser: cli.Parser, table: dict[str, protocols.Protocol], name: str, arg
     args.method = name
     if name == "linear" and args.weights == "finetune":
         raise UserError("--weights finetune: training the backbone too is eval_semisup.py, with the same flags")
-    world = distributed.start(args.device, args.dist_url)
+    world = launch.start(args.device, args.dist_url)
     precision = choose_precision(args.precision or "fp32", world.device)
 
     # ------------------------------------------------------------------------------------------- what is judged, how
@@ -397,7 +399,7 @@ def give_teacher(args: argparse.Namespace, method: Classification, num_classes: 
 
 def save_classifier(args: argparse.Namespace, method: Classification, backbone: nn.Module) -> None:
     """``--classifier_file``: the backbone's entries and the best classifier's."""
-    if not args.classifier_file or not distributed.is_main():
+    if not args.classifier_file or not collectives.is_main():
         return
     best = int(method.best_top1.argmax())
     name = "fc" if isinstance(backbone, ResNet) else getattr(backbone, "pretrained_cfg", {}).get("classifier", "fc")
@@ -428,7 +430,7 @@ def loaders(
         )
         for name, source in (("training images", train), ("test images", subject.test))
     )
-    sequential = SequentialBatches(len(test_set), 1024, rank=distributed.rank(), world_size=distributed.world_size())
+    sequential = SequentialBatches(len(test_set), 1024, rank=collectives.rank(), world_size=collectives.world_size())
     return (
         make_loader(train_set, batches, workers=0, pin_memory=pin),
         make_loader(test_set, sequential, workers=0, pin_memory=pin),
@@ -446,7 +448,7 @@ def echo(
     clock: Clock,
 ) -> None:
     """What is about to happen, in numbers that a user can check against the recipe."""
-    ranks = distributed.world_size()
+    ranks = collectives.world_size()
     monitor.say(cli.command_line())
     monitor.say(f"{subject.description}; {train_images} training and {len(subject.test)} test images")
     trained = "the classifier alone is trained" if args.weights == "freeze" else "everything is trained"
@@ -490,7 +492,7 @@ def report(
     arch = weights.spec.arch if weights.spec.width == 1 else f"{weights.spec.arch}w{weights.spec.width:g}"
     paper = reported_line(weights.family, evaluation, arch, weights.settings, subject.num_classes)
     monitor.say(paper)
-    if not distributed.is_main():
+    if not collectives.is_main():
         return
     content = {
         "what": subject.description,
@@ -502,7 +504,7 @@ def report(
         "training_images": train_images,
         "test_images": len(subject.test),
         "epochs": args.epochs,
-        "batch_size": args.batch_size * distributed.world_size(),
+        "batch_size": args.batch_size * collectives.world_size(),
         "lr": results,
         "paper": paper,
     }

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from src import distributed
-from src.backbones import feature_width
-from src.backbones.resnet import ResNet
-from src.clock import Clock
-from src.data.loading import Batch, warn_unreadable
-from src.errors import UserError
-from src.evaluation.features import FeatureDataset
-from src.losses.distillation import kd_cross_entropy
-from src.methods.base import Method
-from src.teacher import Teacher
+from ..clock import Clock
+from ..data.loading import Batch, warn_unreadable
+from ..engine.method import Method
+from ..errors import UserError
+from ..losses.distillation import kd_cross_entropy
+from ..models.backbones import feature_width
+from ..models.backbones.resnet import ResNet
+from ..models.teacher import Teacher
+from ..parallel import collectives
+from .features import FeatureDataset
 
 
 class Classifier(nn.Module):
@@ -278,7 +278,7 @@ def evaluate_classifiers(
         counts = torch.cat([torch.stack(losses), top[..., 0].sum(-1), top.any(-1).sum(-1)]).double().cpu()
         totals += torch.cat([counts, torch.tensor([float(len(batch))])])
     warn_unreadable(unreadable)
-    distributed.all_reduce_(totals)
+    collectives.all_reduce_(totals)
     loss, top1, top5 = (totals[:-1] / totals[-1]).view(3, count)
     method.best_top1.copy_(torch.maximum(method.best_top1, (100 * top1).to(method.best_top1)))
     values = {}

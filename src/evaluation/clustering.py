@@ -6,10 +6,10 @@ Shape suffixes: N = images, K = clusters, C = classes.
 import torch
 from torch import Tensor, nn
 
-from src.data.datasets import ImageSource
-from src.data.loading import ToDevice, loader_of
-from src.data.views import View
-from src.evaluation.features import extract_features
+from ..data.datasets import ImageSource
+from ..data.loading import ToDevice, loader_of
+from ..data.views import View
+from .features import extract_features
 
 
 def clustering_scores(

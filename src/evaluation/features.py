@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from src import distributed
-from src.data.loading import Batch, Position, Sample, ToDevice, warn_unreadable
-from src.monitor import progress_bar
+from ..data.loading import Batch, Position, Sample, ToDevice, warn_unreadable
+from ..engine.monitor import progress_bar
+from ..parallel import collectives
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def extract_features(
     warn_unreadable(unreadable)
     backbone.train(was_training)
     parts = (torch.cat(part) if part else torch.empty(0) for part in (features, labels, indices))
-    all_features, all_labels, all_indices = (distributed.all_gather_rows(part) for part in parts)
+    all_features, all_labels, all_indices = (collectives.all_gather_rows(part) for part in parts)
     order = all_indices.argsort()
     return all_features[order], all_labels[order]
 

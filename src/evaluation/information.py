@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src import distributed
-from src.data.datasets import ImageSource, evenly_spread
-from src.data.loading import loader_of
-from src.evaluation.classifiers import Classification
-from src.evaluation.features import extract_features
-from src.evaluation.subject import Subject
-from src.monitor import read_log
-from src.plots import information_plane
-from src.training import Evaluation
+from ..data.datasets import ImageSource, evenly_spread
+from ..data.loading import loader_of
+from ..engine.loop import Evaluation
+from ..engine.monitor import read_log
+from ..parallel import collectives
+from ..plots import information_plane
+from .classifiers import Classification
+from .features import extract_features
+from .subject import Subject
 
 
 def information(outputs: Tensor, labels: Tensor, bins: int = 30, compatible: bool = False) -> tuple[float, float]:
@@ -93,7 +93,7 @@ def watch_information(
         return {"information_xt": xt, "information_ty": ty}
 
     def draw() -> dict[str, float]:
-        if distributed.is_main():
+        if collectives.is_main():
             records = [r for r in read_log(folder / "log.jsonl", "evaluation") if "information_xt" in r]
             information_plane(records, folder / "information.png")
         return {}

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src import distributed
-from src.data.datasets import ImageSource
-from src.data.loading import ToDevice, loader_of
-from src.data.views import View
-from src.errors import UserError
-from src.evaluation.features import extract_features
+from ..data.datasets import ImageSource
+from ..data.loading import ToDevice, loader_of
+from ..data.views import View
+from ..errors import UserError
+from ..parallel import collectives
+from .features import extract_features
 
 
 @torch.no_grad()
@@ -91,12 +91,12 @@ def _require(k: int, images: int) -> None:
 
 def over_ranks(predict: Callable[[Tensor], dict[int, Tensor]], test_features: Tensor) -> dict[int, Tensor]:
     """``predict(test_features)``, each rank a part of the test samples; the same on every rank, in their order."""
-    world, rank = distributed.world_size(), distributed.rank()
+    world, rank = collectives.world_size(), collectives.rank()
     if world == 1:
         return predict(test_features)
     mine = torch.arange(rank, len(test_features), world, device=test_features.device)
-    order = distributed.all_gather_rows(mine).argsort()
-    return {k: distributed.all_gather_rows(scores)[order] for k, scores in predict(test_features[mine]).items()}
+    order = collectives.all_gather_rows(mine).argsort()
+    return {k: collectives.all_gather_rows(scores)[order] for k, scores in predict(test_features[mine]).items()}
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:

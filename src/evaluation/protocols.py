@@ -7,8 +7,8 @@ import argparse
 from dataclasses import dataclass, field
 from typing import Any
 
-from src import cli
-from src.errors import UserError
+from .. import cli
+from ..errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from src import cli
-from src.backbones import feature_width
-from src.data.datasets import ImageSource, open_train_and_test
-from src.data.loading import ToDevice
-from src.data.views import CentreView
-from src.errors import UserError
-from src.pretrained import BackboneSpec, Pretrained, load_backbone, random_backbone
+from .. import cli
+from ..data.datasets import ImageSource, open_train_and_test
+from ..data.loading import ToDevice
+from ..data.views import CentreView
+from ..errors import UserError
+from ..models.backbones import feature_width
+from ..models.pretrained import BackboneSpec, Pretrained, load_backbone, random_backbone
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""One formula a file: tensors in, tensors out."""

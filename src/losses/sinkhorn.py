@@ -6,7 +6,7 @@ Shape suffixes: A = batch of independent problems, R = samples of this rank, K =
 import torch
 from torch import Tensor
 
-from src import distributed
+from ..parallel import collectives
 
 # exp((score - 1) / epsilon) of cosine scores spans exp(-2 / epsilon) .. 1. Down to this epsilon float32 holds every
 # product the iterations form; sharper assignments are computed in float64.
@@ -37,10 +37,10 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         raise ValueError(f"Sinkhorn needs at least one iteration, got {iterations}")
     dtype = torch.float32 if epsilon >= SMALLEST_FLOAT32_EPSILON else torch.float64
     q = (scores.to(dtype) - 1.0).div_(epsilon).exp_()
-    num_samples = scores.shape[-2] * distributed.world_size()
+    num_samples = scores.shape[-2] * collectives.world_size()
     num_prototypes = scores.shape[-1]
     for _ in range(iterations):
-        prototype_mass = distributed.all_reduce_(q.sum(dim=-2, keepdim=True))
+        prototype_mass = collectives.all_reduce_(q.sum(dim=-2, keepdim=True))
         q /= prototype_mass * num_prototypes
         q /= q.sum(dim=-1, keepdim=True) * num_samples
     return q.mul_(num_samples).float()

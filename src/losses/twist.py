@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from src import distributed
+from ..parallel import collectives
 
 
 class _MeanOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return distributed.all_reduce_(tensor.detach().clone(), dist.ReduceOp.SUM) / distributed.world_size()
+        return collectives.all_reduce_(tensor.detach().clone(), dist.ReduceOp.SUM) / collectives.world_size()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     Averaging the parameters' gradients over the ranks, as DDP does, then gives those of the joined batch. (An
     all-reduce whose backward pass sums again would make them W times too large.)
     """
-    return tensor if distributed.world_size() == 1 else _MeanOverRanks.apply(tensor)
+    return tensor if collectives.world_size() == 1 else _MeanOverRanks.apply(tensor)
 
 
 class TwistTerms(NamedTuple):

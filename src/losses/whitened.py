@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.whitening import spectrum_after
+from ..ops.whitening import spectrum_after
 
 
 def normalised_mse(a: Tensor, b: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def trace_loss_floor(samples: int, iterations: int) -> float:
 
 
 def covariance_penalty(x: Tensor, axis: int = 0) -> Tensor:
-    """Squares of the covariance's off-diagonal entries, over its size; of (n, d), see :mod:`src.whitening`."""
+    """Squares of the covariance's off-diagonal entries, over its size; of (n, d), see :mod:`src.ops.whitening`."""
     variables = x.T if axis == 0 else x
     centred = variables - variables.mean(dim=0)
     covariance = centred.T @ centred / (len(centred) - 1)

@@ -1,0 +1,1 @@
+"""One method a file: its model and its training step."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.clock import Clock
-from src.errors import Diverged, UserError
-from src.losses.whitened import covariance_penalty, normalised_mse
-from src.methods.joint_embedding import JointEmbedding
-from src.whitening import Kind, group_whitening
+from ..clock import Clock
+from ..errors import Diverged, UserError
+from ..losses.whitened import covariance_penalty, normalised_mse
+from ..ops.whitening import Kind, group_whitening
+from .joint_embedding import JointEmbedding
 
 # How each method transforms a sub-batch; `bn` standardises, `plain` leaves it alone (and collapses)
 TRANSFORMS = {"cwrgp": "zca", "wmse": "cholesky", "pca": "pca", "bn": "bn", "plain": "plain"}
@@ -29,7 +29,7 @@ class GroupWhitening(JointEmbedding):
         transform: ``zca`` (CW-RGP), ``cholesky`` (W-MSE), ``pca``, ``bn`` or ``plain``.
         sub_batch: images that are whitened together; must divide n.
         repeats: how often the images are cut into sub-batches anew.
-        groups, axis, eps, minus: of :func:`src.whitening.group_whitening`.
+        groups, axis, eps, minus: of :func:`src.ops.whitening.group_whitening`.
         random_groups: a new permutation of the channels for each sub-batch and view.
         normalise: distances of unit rows; otherwise mean squared errors.
         covariance_weight, covariance_epochs: of a penalty on the covariance of the untransformed embeddings, in the

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src import distributed
-from src.kmeans import spherical_kmeans
-from src.methods.offline import OfflineAssignments, Progress
+from ..ops.kmeans import spherical_kmeans
+from ..parallel import collectives
+from .offline import OfflineAssignments, Progress
 
 
 class DeepClusterV2(OfflineAssignments):
@@ -27,9 +27,9 @@ class DeepClusterV2(OfflineAssignments):
     def assign(self, head: int, features_MD: Tensor, progress: Progress) -> Tensor:
         prototypes = self.prototypes.heads()[head].weight
         start = torch.empty_like(prototypes)
-        if distributed.is_main():
+        if collectives.is_main():
             start.copy_(features_MD[torch.randperm(len(features_MD))[: len(start)].to(features_MD.device)])
-        distributed.broadcast_([start])
+        collectives.broadcast_([start])
         centroids, labels = spherical_kmeans(
             features_MD, start, self.kmeans_iterations, progress=lambda done: progress()
         )

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.backbones import features_and_map, in_parts
-from src.clock import Clock
-from src.data.loading import Batch
-from src.errors import UserError
-from src.losses.distillation import (
+from ..clock import Clock
+from ..data.loading import Batch
+from ..errors import UserError
+from ..losses.distillation import (
     attention_transfer,
     hard_dark_rank,
     rkd_angle,
     rkd_distance,
     squared_error_sum,
 )
-from src.methods.moco import MoCo
-from src.teacher import Teacher
+from ..models.backbones import features_and_map, in_parts
+from ..models.teacher import Teacher
+from .moco import MoCo
 
 # Losses on the first view's embeddings
 RELATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

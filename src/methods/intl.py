@@ -6,16 +6,16 @@ Shape suffixes: V = views of an image, n = images of this rank, N = images of al
 import torch
 from torch import Tensor, nn
 
-from src import distributed
-from src.clock import Clock
-from src.data.loading import Batch
-from src.diagnostics import Check
-from src.losses.whitened import normalised_mse, trace_loss, trace_loss_floor
-from src.methods.base import Method
-from src.methods.joint_embedding import collapse_check, start_backbone, watch
-from src.optim.ema import momentum_copy, update_momentum_copy
-from src.optim.schedules import warmup_cosine
-from src.whitening import iter_norm
+from ..clock import Clock
+from ..data.loading import Batch
+from ..engine.diagnostics import Check
+from ..engine.method import Method
+from ..losses.whitened import normalised_mse, trace_loss, trace_loss_floor
+from ..ops.whitening import iter_norm
+from ..optim.ema import momentum_copy, update_momentum_copy
+from ..optim.schedules import warmup_cosine
+from ..parallel import collectives
+from .joint_embedding import collapse_check, start_backbone, watch
 
 
 class Intl(Method):
@@ -29,9 +29,9 @@ class Intl(Method):
         backbone: (n, 3, h, w) -> (n, F).
         projection: (n, F) -> (n, d).
         weight: beta, of the trace loss; see :func:`src.losses.whitened.trade_off`.
-        iterations, axis: of :func:`src.whitening.iter_norm`.
+        iterations, axis: of :func:`src.ops.whitening.iter_norm`.
         momentum: of the copy's first update, rising to 1 by a cosine; None trains without a copy.
-        zero_init_residual: see :func:`src.backbones.initialize`.
+        zero_init_residual: see :func:`src.models.backbones.initialize`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Intl(Method):
     def _transformed(self, embeddings_nd: Tensor) -> Tensor:
         """(n, d) -> (N, d) float32."""
         with torch.autocast(embeddings_nd.device.type, enabled=False):
-            gathered_Nd = distributed.gather_with_gradient(embeddings_nd.float())
+            gathered_Nd = collectives.gather_with_gradient(embeddings_nd.float())
             return iter_norm(gathered_Nd, self.iterations, self.axis)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from src.backbones import initialize
-from src.backbones.resnet import ResNet
-from src.clock import Clock
-from src.data.loading import Batch
-from src.diagnostics import Check, feature_std, rankme
-from src.methods.base import Method
+from ..clock import Clock
+from ..data.loading import Batch
+from ..engine.diagnostics import Check, feature_std, rankme
+from ..engine.method import Method
+from ..models.backbones import initialize
+from ..models.backbones.resnet import ResNet
 
 
 def start_backbone(backbone: nn.Module, zero_init_residual: bool) -> None:
@@ -27,7 +27,7 @@ def start_backbone(backbone: nn.Module, zero_init_residual: bool) -> None:
 def spectrum(embeddings_nd: Tensor, axis: int = 1) -> Tensor:
     """Eigenvalues of the embeddings' covariance, falling, as shares of their sum; (min(n, d),).
 
-    ``axis`` as in :mod:`src.whitening`; 1 is the usual covariance of the features over the batch.
+    ``axis`` as in :mod:`src.ops.whitening`; 1 is the usual covariance of the features over the batch.
     """
     centred = embeddings_nd.float() - embeddings_nd.float().mean(dim=1 - axis, keepdim=True)
     eigenvalues = torch.linalg.svdvals(centred).square()
@@ -40,7 +40,7 @@ class JointEmbedding(Method):
     Args:
         backbone: (m, 3, h, w) -> (m, F); view by view, so batch statistics are those of one view.
         head: (m, F) -> (m, d); of all views' rows at once.
-        zero_init_residual: see :func:`src.backbones.initialize`.
+        zero_init_residual: see :func:`src.models.backbones.initialize`.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, zero_init_residual: bool = True) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src import distributed
-from src.clock import Clock
-from src.data.loading import Batch
-from src.diagnostics import Check, feature_std, rankme
-from src.methods.joint_embedding import collapse_check
-from src.methods.queue_base import QueueMethod, embed
-from src.optim.ema import momentum_copy, update_momentum_copy
+from ..clock import Clock
+from ..data.loading import Batch
+from ..engine.diagnostics import Check, feature_std, rankme
+from ..optim.ema import momentum_copy, update_momentum_copy
+from ..parallel import collectives
+from .joint_embedding import collapse_check
+from .queue_base import QueueMethod, embed
 
 _SHUFFLE = 0x5B  # tells these draws from others that are keyed by seed and step
 
@@ -63,11 +63,11 @@ class MoCo(QueueMethod):
     @torch.no_grad()
     def keys(self, images: Tensor, clock: Clock) -> Tensor:
         """The momentum copy's unit rows (n, C), made in other company (shuffling batch norm)."""
-        total = len(images) * distributed.world_size()
+        total = len(images) * collectives.world_size()
         order = torch.from_numpy(np.random.default_rng([_SHUFFLE, self.seed, clock.step]).permutation(total))
-        dealt = distributed.permute_rows(images, order)
+        dealt = collectives.permute_rows(images, order)
         keys = embed(self.momentum_backbone, self.momentum_head, dealt, self.bn_parts)
-        return distributed.permute_rows(keys, order.argsort())
+        return collectives.permute_rows(keys, order.argsort())
 
     def contrast(self, queries_nC: Tensor, keys_nC: Tensor, clock: Clock) -> dict[str, Tensor]:
         """InfoNCE of the queries against their keys and the queue, as ``contrastive``; enqueues the keys."""

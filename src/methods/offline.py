@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from src import distributed
-from src.clock import Clock
-from src.data.loading import Batch
-from src.diagnostics import Check, feature_std, rankme
-from src.heads import MultiPrototypes
-from src.losses.cluster_prediction import IGNORED, cluster_prediction_loss
-from src.methods.prototype_base import PrototypeMethod
-from src.monitor import progress_bar
+from ..clock import Clock
+from ..data.loading import Batch
+from ..engine.diagnostics import Check, feature_std, rankme
+from ..engine.monitor import progress_bar
+from ..losses.cluster_prediction import IGNORED, cluster_prediction_loss
+from ..models.heads import MultiPrototypes
+from ..parallel import collectives
+from .prototype_base import PrototypeMethod
 
 Progress = Callable[[], object]
 
@@ -79,7 +79,7 @@ class OfflineAssignments(PrototypeMethod):
     def _assign_all(self) -> None:
         # another number of processes may have left rows empty; embeddings are unit vectors
         filled = (self.bank[0] != 0).any(dim=1)
-        images = distributed.all_gather_rows(self.bank_images[filled])
+        images = collectives.all_gather_rows(self.bank_images[filled])
         heads = self.prototypes.heads()
         bar: tqdm[Any]
         with progress_bar() as bar:
@@ -88,7 +88,7 @@ class OfflineAssignments(PrototypeMethod):
                 assigned = self.assign(h, self.bank[h % len(self.bank)][filled], bar.update)
                 # the sampler repeats a few images to fill the last batch of all ranks; the largest number wins, always
                 self.labels[h].fill_(IGNORED)
-                self.labels[h].scatter_reduce_(0, images, distributed.all_gather_rows(assigned), "amax")
+                self.labels[h].scatter_reduce_(0, images, collectives.all_gather_rows(assigned), "amax")
 
     def assign(self, head: int, features_MD: Tensor, progress: Progress) -> Tensor:
         """The cluster of each row, (M,) int64; may change the head's prototypes, alike on all ranks.

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.backbones import feature_width, forward_by_size, initialize, initialize_mobile, is_mobile
-from src.clock import Clock
-from src.heads import MultiPrototypes, Prototypes, projector
-from src.methods.base import Method
+from ..clock import Clock
+from ..engine.method import Method
+from ..models.backbones import feature_width, forward_by_size, initialize, initialize_mobile, is_mobile
+from ..models.heads import MultiPrototypes, Prototypes, projector
 
 
 class PrototypeMethod(Method):
@@ -29,7 +29,7 @@ class PrototypeMethod(Method):
         temperature: of the predictions.
         freeze_prototypes_niters: the prototypes get no gradient in the first so many steps.
         head_batch_norm: batch norm in the projection head.
-        zero_init_residual: see :func:`src.backbones.initialize`.
+        zero_init_residual: see :func:`src.models.backbones.initialize`.
     """
 
     def __init__(

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src import distributed
-from src.backbones import in_parts, initialize
-from src.backbones.resnet import ResNet
-from src.methods.base import Method
+from ..engine.method import Method
+from ..models.backbones import in_parts, initialize
+from ..models.backbones.resnet import ResNet
+from ..parallel import collectives
 
 
 def embed(backbone: nn.Module, head: nn.Module, images: Tensor, parts: int = 1) -> Tensor:
-    """(n, 3, h, w) -> (n, C) float32 unit rows; ``parts`` as in :func:`src.backbones.in_parts`."""
+    """(n, 3, h, w) -> (n, C) float32 unit rows; ``parts`` as in :func:`src.models.backbones.in_parts`."""
     return F.normalize(in_parts(lambda part: head(backbone(part)), images, parts).float(), dim=1)
 
 
@@ -25,8 +25,8 @@ class QueueMethod(Method):
         backbone: (m, 3, h, w) -> (m, F).
         head: (m, F) -> (m, C).
         dim, queue_columns: C and K; the queue starts with random unit columns. K must be at least B.
-        bn_parts: see :func:`src.backbones.in_parts`.
-        zero_init_residual: see :func:`src.backbones.initialize`; networks of timm start as timm does.
+        bn_parts: see :func:`src.models.backbones.in_parts`.
+        zero_init_residual: see :func:`src.models.backbones.initialize`; networks of timm start as timm does.
     """
 
     queue: Tensor
@@ -62,7 +62,7 @@ class QueueMethod(Method):
     @torch.no_grad()
     def enqueue(self, rows_nC: Tensor) -> None:
         """All ranks' rows take the place of the oldest columns, in rank order."""
-        columns_CB = distributed.gather_with_gradient(rows_nC).T
+        columns_CB = collectives.gather_with_gradient(rows_nC).T
         places = torch.arange(columns_CB.shape[1], device=columns_CB.device) + self.queue_ptr
         self.queue.index_copy_(1, places % self.queue.shape[1], columns_CB)
         self.queue_ptr.copy_((self.queue_ptr + columns_CB.shape[1]) % self.queue.shape[1])

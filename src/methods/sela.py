@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src import distributed
-from src.clock import Clock
-from src.heads import normalize_rows_
-from src.kmeans import chunk_bytes_on
-from src.losses.cluster_prediction import IGNORED
-from src.methods.offline import OfflineAssignments, Progress
+from ..clock import Clock
+from ..losses.cluster_prediction import IGNORED
+from ..models.heads import normalize_rows_
+from ..ops.kmeans import chunk_bytes_on
+from ..parallel import collectives
+from .offline import OfflineAssignments, Progress
 
 
 class SeLaV2(OfflineAssignments):
@@ -75,11 +75,11 @@ class SeLaV2(OfflineAssignments):
         if self.hard:
             return
         filled = (self.bank[0] != 0).any(dim=1)
-        images, order = distributed.all_gather_rows(self.bank_images[filled]).sort(stable=True)
+        images, order = collectives.all_gather_rows(self.bank_images[filled]).sort(stable=True)
         last = torch.cat([images[1:] != images[:-1], images.new_ones(1, dtype=torch.bool)])  # of an image's rows
         for slot, rows in zip(self.coded_embeddings, self.bank, strict=True):
             slot.zero_()
-            slot[images[last]] = distributed.all_gather_rows(rows[filled])[order[last]]
+            slot[images[last]] = collectives.all_gather_rows(rows[filled])[order[last]]
 
     @torch.no_grad()
     def targets(self, head: int, images_B: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def transport(
         chunk_bytes: bound on the memory for the matrix.
         progress: called once an iteration.
     """
-    samples = distributed.all_reduce_(torch.tensor(len(features_MD), device=features_MD.device)).item()
+    samples = collectives.all_reduce_(torch.tensor(len(features_MD), device=features_MD.device)).item()
     clusters = len(prototypes_KD)
     prototypes = prototypes_KD.double().T
     chunk_bytes = chunk_bytes or chunk_bytes_on(features_MD.device)
@@ -144,14 +144,14 @@ def transport(
         mass = prototypes.new_zeros(clusters)
         for chunk, c in zip(chunks, per_sample, strict=True):
             mass += kernel(chunk).T @ c
-        per_cluster = 1.0 / (clusters * distributed.all_reduce_(mass))
+        per_cluster = 1.0 / (clusters * collectives.all_reduce_(mass))
         updated = [1.0 / (samples * (kernel(chunk) @ per_cluster)) for chunk in chunks]
         change = prototypes.new_zeros(())
         for old, new in zip(per_sample, updated, strict=True):
             change += (old / new - 1.0).abs().sum()
         per_sample = updated
         progress()
-        if iteration % 10 == 9 and distributed.all_reduce_(change) <= tolerance:
+        if iteration % 10 == 9 and collectives.all_reduce_(change) <= tolerance:
             break
     log_r = per_cluster.log()
     labels = [transport_codes(chunk, prototypes_KD, epsilon, log_r).argmax(dim=1) for chunk in chunks]

@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from src import distributed
-from src.clock import Clock
-from src.data.loading import Batch
-from src.diagnostics import Check, feature_std, mean_entropy, rankme
-from src.heads import Prototypes, normalize_rows_
-from src.losses.sinkhorn import sinkhorn
-from src.losses.swapped_prediction import swapped_prediction_loss
-from src.methods.prototype_base import PrototypeMethod
+from ..clock import Clock
+from ..data.loading import Batch
+from ..engine.diagnostics import Check, feature_std, mean_entropy, rankme
+from ..losses.sinkhorn import sinkhorn
+from ..losses.swapped_prediction import swapped_prediction_loss
+from ..models.heads import Prototypes, normalize_rows_
+from ..parallel import collectives
+from .prototype_base import PrototypeMethod
 
 
 def rows_per_rank(queue_length: int, batch_size: int, world_size: int) -> int:
@@ -123,7 +123,7 @@ class SwAV(PrototypeMethod):
         self.prototypes_used.index_fill_(0, assignments_ABK.argmax(dim=-1).flatten(), True)
         if not clock.logging:
             return
-        used = distributed.all_reduce_(self.prototypes_used.to(torch.uint8), dist.ReduceOp.MAX)
+        used = collectives.all_reduce_(self.prototypes_used.to(torch.uint8), dist.ReduceOp.MAX)
         embeddings = assigned_ABD.flatten(0, 1)
         outputs["assignment_entropy"] = mean_entropy(assignments_ABK)
         outputs["prototypes_in_use"] = used.float().mean()

@@ -6,12 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.clock import Clock
-from src.data.loading import Batch
-from src.errors import UserError
-from src.heads import output_width
-from src.methods.swav import SwAV
-from src.teacher import Teacher
+from ..clock import Clock
+from ..data.loading import Batch
+from ..errors import UserError
+from ..models.heads import output_width
+from ..models.teacher import Teacher
+from .swav import SwAV
 
 
 class SwAVDisCo(SwAV):

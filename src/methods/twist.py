@@ -13,17 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from src import distributed
-from src.backbones import forward_by_size, initialize
-from src.backbones.resnet import ResNet
-from src.clock import Clock
-from src.data.loading import Batch
-from src.diagnostics import Check
-from src.heads import TwistHead
-from src.losses.twist import entropies_of_views, self_labelling_loss, twist_loss, twist_teacher_loss
-from src.methods.base import Method
-from src.optim.ema import momentum_copy, update_momentum_copy
-from src.optim.schedules import warmup_cosine
+from ..clock import Clock
+from ..data.loading import Batch
+from ..engine.diagnostics import Check
+from ..engine.method import Method
+from ..losses.twist import entropies_of_views, self_labelling_loss, twist_loss, twist_teacher_loss
+from ..models.backbones import forward_by_size, initialize
+from ..models.backbones.resnet import ResNet
+from ..models.heads import TwistHead
+from ..optim.ema import momentum_copy, update_momentum_copy
+from ..optim.schedules import warmup_cosine
+from ..parallel import collectives
 
 
 class Teacher(nn.Module):
@@ -168,7 +168,7 @@ class Twist(Method):
     def classes_of_the_epoch(self) -> Tensor:
         """(N,) int32: the likeliest class of each image's first view when it was trained on; -1 for those that were
         not, on any rank."""
-        return distributed.all_reduce_(self.classes_seen.clone(), dist.ReduceOp.MAX)
+        return collectives.all_reduce_(self.classes_seen.clone(), dist.ReduceOp.MAX)
 
     def _watch(self, raw: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """Spreads of the head's output and of the logits; the sizes of their gradients, which backward fills in."""

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src import distributed
-from src.backbones import feature_width, features_and_map, initialize
-from src.clock import Clock
-from src.data.loading import Batch
-from src.diagnostics import Check, feature_std, rankme
-from src.heads import mlp
-from src.losses.supervised_contrastive import supervised_contrastive
-from src.methods.base import Method
-from src.methods.joint_embedding import collapse_check
-from src.montage import deal_out, decouple, pool_quarters
-from src.optim.ema import momentum_copy, update_momentum_copy
+from ..clock import Clock
+from ..data.loading import Batch
+from ..engine.diagnostics import Check, feature_std, rankme
+from ..engine.method import Method
+from ..losses.supervised_contrastive import supervised_contrastive
+from ..models.backbones import feature_width, features_and_map, initialize
+from ..models.heads import mlp
+from ..ops.montage import deal_out, decouple, pool_quarters
+from ..optim.ema import momentum_copy, update_momentum_copy
+from ..parallel import collectives
+from .joint_embedding import collapse_check
 
 _MONTAGE = 0x3A  # tells these draws from others that are keyed by seed and step
 
@@ -34,7 +34,7 @@ class W2SSL(Method):
     Names of the heads are the published ones.
 
     Args:
-        backbone: a convolutional network, see :func:`src.backbones.features_and_map`.
+        backbone: a convolutional network, see :func:`src.models.backbones.features_and_map`.
         parts: P, 2 or 4.
         dim, hidden: of the embeddings (256) and of the heads' hidden layers (4096).
         temperature: of the contrastive loss.
@@ -88,7 +88,7 @@ class W2SSL(Method):
         return torch.from_numpy(np.random.default_rng(key).permutation(total))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        images = len(batch) * distributed.world_size()
+        images = len(batch) * collectives.world_size()
         orders = [self.order(view, self.parts * images, clock) for view in (0, 1)]
         views = (batch.crops[: self.parts], batch.crops[self.parts :])
         montages = [deal_out(patches, order) for patches, order in zip(views, orders, strict=True)]
@@ -118,7 +118,7 @@ class W2SSL(Method):
     def _patch_features(self, backbone: nn.Module, montages: Tensor) -> Tensor:
         """This rank's montages -> features of all ranks' slots, (P n, C)."""
         pooled = pool_quarters(features_and_map(backbone, montages)[1])
-        return decouple(distributed.gather_with_gradient(pooled))
+        return decouple(collectives.gather_with_gradient(pooled))
 
     def _what(self, queries: Tensor, keys: Tensor, of_queries: Tensor, of_keys: Tensor) -> Tensor:
         rows = F.normalize(torch.cat([queries.float(), keys.float()]), dim=1)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.optim.layerwise import LayerwiseSGD, Norms
+from .layerwise import LayerwiseSGD, Norms
 
 
 class LARC(LayerwiseSGD):

@@ -175,7 +175,7 @@ def test_evaluations_find_both_splits(folder, patches, tmp_path):
 
 
 def test_a_training_reads_lmdb_and_shards(folder, patches, lmdb_path, tmp_path):
-    from tests.test_main_swav import assert_same_end, command
+    from tests.scripts.test_main_swav import assert_same_end, command
 
     write_shards(folder, tmp_path / "shards")
     extra = ("--epochs", 1, "--batch_size", 16, "--workers", 1)

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from src.backbones import create_backbone
-from src.checkpoint import CheckpointStore, RunState
+from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
-from src.heads import projector
 from src.methods.moco import MoCo
+from src.models.backbones import create_backbone
+from src.models.heads import projector
 
 PREFIXES: dict[str, tuple[str, dict[str, str]]] = {
     # family: prefix of the backbone, other entries (name: what is copied there)

@@ -9,11 +9,11 @@ import torch
 
 from detection import convert_to_detectron2
 from detection.names import read_pickle, to_detectron2, to_torchvision
-from src.backbones import create_backbone
 from src.errors import UserError
+from src.models.backbones import create_backbone
 from tests.detection.families import FAMILIES, network, save
 from tests.helpers import run
-from tests.test_bad_input import fails
+from tests.scripts.test_bad_input import fails
 
 # examples of the specifications
 NAMES = {

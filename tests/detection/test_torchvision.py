@@ -12,7 +12,7 @@ from detection.boxes import open_coco, open_voc
 from tests.detection.families import save
 from tests.detection.toy import make_coco, make_voc, pictures
 from tests.helpers import run, torchrun
-from tests.test_bad_input import fails
+from tests.scripts.test_bad_input import fails
 
 # ------------------------------------------------------------------------------------------------ average precision
 
@@ -210,7 +210,7 @@ BAD = [
 
 @pytest.mark.parametrize(("extra", "message"), BAD, ids=[message for _, message in BAD])
 def test_bad_input(data, weights, tmp_path, capsys, extra, message):
-    from src.backbones import create_backbone
+    from src.models.backbones import create_backbone
 
     torch.save(create_backbone("resnet18", stem="small").state_dict(), tmp_path / "small.pth")
     arguments = [*command(data, tmp_path / "run", weights)[1:], *extra]

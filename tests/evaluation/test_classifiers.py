@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src import distributed
-from src.backbones import create_backbone
 from src.clock import Clock
 from src.data.loading import Batch, SequentialBatches, make_loader
 from src.errors import UserError
 from src.evaluation.classifiers import Classifier, LinearProbe, evaluate_classifiers, fit_logistic_regression
 from src.evaluation.features import FeatureDataset
+from src.models.backbones import create_backbone
+from src.parallel import collectives
 from tests.helpers import on_ranks
 
 CLOCK = Clock(10, 1, logging=True)
@@ -91,7 +91,7 @@ def _evaluate(features, labels, batch_size):
     for i, classifier in enumerate(probe.classifiers):
         nn.init.normal_(classifier.linear.weight, std=1.0 + i)
     dataset = FeatureDataset(torch.tensor(features), torch.tensor(labels))
-    shares = SequentialBatches(len(dataset), batch_size, rank=distributed.rank(), world_size=distributed.world_size())
+    shares = SequentialBatches(len(dataset), batch_size, rank=collectives.rank(), world_size=collectives.world_size())
     values = evaluate_classifiers(probe, make_loader(dataset, shares, workers=0), lambda batch: batch)
     logits = probe.logits(torch.tensor(features)).detach().numpy()
     return values, logits, probe.best_top1.numpy()

@@ -11,19 +11,19 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 import eval_cluster
-from src.backbones import create_backbone
-from src.checkpoint import CheckpointStore, RunState
+from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
 from src.errors import UserError
 from src.evaluation.class_heads import load_class_head
 from src.evaluation.clustering import clustering_scores, contingency, match
-from src.heads import TwistHead
 from src.methods.deepcluster import DeepClusterV2
 from src.methods.swav import SwAV
 from src.methods.twist import Twist
+from src.models.backbones import create_backbone
+from src.models.heads import TwistHead
 from src.optim.larc import LARC
 from tests.helpers import run, torchrun
-from tests.test_bad_input import fails
+from tests.scripts.test_bad_input import fails
 
 
 @pytest.mark.parametrize("clusters", [3, 4, 6])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from src.evaluation.information import information
-from tests.evaluation.test_scripts import checkpoint  # noqa: F401 - a fixture
 from tests.helpers import run
+from tests.scripts.test_evaluations import checkpoint  # noqa: F401 - a fixture
 
 
 def codes_of(outputs, bins):

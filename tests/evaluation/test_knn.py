@@ -6,13 +6,13 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from src import distributed
 from src.data.datasets import FolderImages
 from src.data.loading import ToDevice, loader_of
 from src.data.views import CentreView, Picture
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.knn import KNNEvaluation, knn_predict, nearest_majority, over_ranks, top_k_accuracy
+from src.parallel import collectives
 from tests.helpers import on_ranks
 
 PREPARE = ToDevice(torch.device("cpu"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -134,7 +134,7 @@ def test_online_evaluation(patches):
     assert 25 < values["knn_top1"] <= 100  # four classes that differ in colour
     perfect = KNNEvaluation(train, train, VIEW, PREPARE, k=1, workers=0)
     assert perfect(nn.Flatten())["knn_top1"] == 100.0
-    assert not distributed.is_active()
+    assert not collectives.is_active()
 
 
 def test_unreadable_images_are_counted_and_named(tmp_path, patches, capsys):

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 import eval_linear
 import eval_semisup
-from src.backbones import create_backbone
 from src.data.loading import Batch
 from src.data.subset import class_balanced, listed, read_list
 from src.errors import UserError
@@ -17,6 +16,7 @@ from src.evaluation import classification, protocols
 from src.evaluation.classifiers import FineTuning, LastBlocks, is_transformer
 from src.evaluation.protocols import LINEAR, SEMISUP
 from src.evaluation.reported import REPORTED, reported_line
+from src.models.backbones import create_backbone
 from src.optim.schedules import multistep
 from tests.evaluation.test_classifiers import CLOCK
 

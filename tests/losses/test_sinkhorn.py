@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src import distributed
 from src.losses.sinkhorn import sinkhorn
+from src.parallel import collectives
 from tests.helpers import on_ranks
 
 
@@ -72,7 +72,7 @@ def test_has_no_gradient_and_refuses_no_iterations():
 
 
 def _sinkhorn_of_my_rows(scores):
-    rank, world = distributed.rank(), distributed.world_size()
+    rank, world = collectives.rank(), collectives.world_size()
     mine = torch.tensor(scores).chunk(world)[rank]
     return sinkhorn(mine, 0.05, 3).numpy()
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from src import distributed
 from src.losses.twist import entropy_bound, self_labelling_loss, twist_loss, twist_teacher_loss
+from src.parallel import collectives
 from tests.helpers import on_ranks
 
 EPS = 1e-5
@@ -107,7 +107,7 @@ def test_what_changes_nothing():
 
 
 def _loss_of_a_rank(kind, x, t):
-    rank, world = distributed.rank(), distributed.world_size()
+    rank, world = collectives.rank(), collectives.world_size()
     share = slice(rank * x.shape[1] // world, (rank + 1) * x.shape[1] // world)
     weight = torch.eye(5, dtype=torch.float64, requires_grad=True)
     student = torch.tensor(x[:, share]) @ weight
@@ -116,8 +116,8 @@ def _loss_of_a_rank(kind, x, t):
     else:
         terms = twist_loss(student)
     terms.loss.backward()
-    gradient = distributed.all_reduce_(weight.grad) / world  # as DDP does
-    loss = distributed.all_reduce_(terms.loss.detach()) / world  # as the loop logs it
+    gradient = collectives.all_reduce_(weight.grad) / world  # as DDP does
+    loss = collectives.all_reduce_(terms.loss.detach()) / world  # as the loop logs it
     return loss.item(), gradient.numpy()
 
 

@@ -8,19 +8,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src import distributed
-from src.backbones import create_backbone
-from src.checkpoint import CheckpointStore, RunState
+from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
 from src.data.loading import Batch
 from src.errors import UserError
-from src.heads import head_of, projector
 from src.methods.baselines.seed import SEED
 from src.methods.disco import DisCo, mse_factor
 from src.methods.moco import MoCo
 from src.methods.swav import SwAV
 from src.methods.swav_disco import SwAVDisCo
-from src.teacher import Teacher
+from src.models.backbones import create_backbone
+from src.models.heads import head_of, projector
+from src.models.teacher import Teacher
+from src.parallel import collectives
 from tests.helpers import on_ranks
 from tests.methods.test_offline import Tiny
 
@@ -242,7 +242,7 @@ def test_mse_factors():
 
 def _step_of_a_rank(kind, norm):
     """Loss, averaged gradients, queue and pointer after two steps' forward passes; one process works in two parts."""
-    rank, ranks = distributed.rank(), distributed.world_size()
+    rank, ranks = collectives.rank(), collectives.world_size()
     parts = 2 // ranks
     if kind == "seed":
         torch.manual_seed(0)
@@ -263,9 +263,9 @@ def _step_of_a_rank(kind, norm):
         model.zero_grad()
         loss = model(share, clock(step))["loss"]
         loss.backward()
-        losses.append(distributed.all_reduce_(loss.detach()).item() / ranks)
+        losses.append(collectives.all_reduce_(loss.detach()).item() / ranks)
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
-    gradients = [(distributed.all_reduce_(gradient) / ranks).numpy() for gradient in gradients]
+    gradients = [(collectives.all_reduce_(gradient) / ranks).numpy() for gradient in gradients]
     return losses, gradients, model.queue.numpy(), model.queue_ptr.tolist()
 
 
@@ -292,11 +292,11 @@ def test_the_published_sum_weighs_half_on_two_ranks():
 
 
 def _permuted():
-    rank, ranks = distributed.rank(), distributed.world_size()
+    rank, ranks = collectives.rank(), collectives.world_size()
     rows = torch.arange(4.0)[:, None, None].expand(4, 2, 3) + 4 * rank
     order = torch.from_numpy(np.random.default_rng(3).permutation(4 * ranks))
-    dealt = distributed.permute_rows(rows, order)
-    back = distributed.permute_rows(dealt, order.argsort())
+    dealt = collectives.permute_rows(rows, order)
+    back = collectives.permute_rows(dealt, order.argsort())
     return dealt[:, 0, 0].tolist(), order.tolist(), torch.equal(back, rows)
 
 

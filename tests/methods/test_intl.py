@@ -10,11 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src import distributed, sync_bn
 from src.clock import Clock
 from src.data.loading import Batch
 from src.errors import Diverged
-from src.heads import mlp
 from src.losses.whitened import covariance_penalty, normalised_mse, trace_loss
 from src.methods.baselines.barlowtwins import BarlowTwins
 from src.methods.baselines.byol import BYOL
@@ -24,8 +22,10 @@ from src.methods.baselines.vicreg import VICReg
 from src.methods.baselines.zero_icl import ZeroICL
 from src.methods.cwrgp import GroupWhitening
 from src.methods.intl import Intl
+from src.models.heads import mlp
+from src.ops.whitening import group_whitening, iter_norm
 from src.optim.schedules import dropped_rate, epoch_cosine_rate, intl_rate, warm_restarts
-from src.whitening import group_whitening, iter_norm
+from src.parallel import collectives, sync_bn
 from tests.helpers import on_ranks
 from tests.methods.test_offline import Tiny
 
@@ -121,7 +121,7 @@ def test_published_names_and_sizes():
 
 
 def _intl_step_of_a_rank(momentum, axis):
-    rank, world = distributed.rank(), distributed.world_size()
+    rank, world = collectives.rank(), collectives.world_size()
     model = sync_bn.convert(intl(momentum=momentum, axis=axis))
     whole = batch(3, size=8)
     share = slice(rank * 8 // world, (rank + 1) * 8 // world)
@@ -130,7 +130,7 @@ def _intl_step_of_a_rank(momentum, axis):
     out = model(data, clock())
     out["loss"].backward()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return out["loss"].item(), [(distributed.all_reduce_(p.grad) / world).numpy() for p in parameters]
+    return out["loss"].item(), [(collectives.all_reduce_(p.grad) / world).numpy() for p in parameters]
 
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
@@ -163,8 +163,8 @@ def _whitening_step(transform, groups, rank):
 
 
 def _whitening_step_of_a_rank(transform, groups):
-    loss, gradients = _whitening_step(transform, groups, distributed.rank())
-    return loss, [(distributed.all_reduce_(gradient) / 2).numpy() for gradient in gradients]
+    loss, gradients = _whitening_step(transform, groups, collectives.rank())
+    return loss, [(collectives.all_reduce_(gradient) / 2).numpy() for gradient in gradients]
 
 
 @pytest.mark.parametrize(("transform", "groups"), [("zca", 2), ("cholesky", 1), ("pca", 1), ("bn", 1)])

@@ -256,9 +256,9 @@ def test_the_loss_of_soft_codes_is_their_cross_entropy():
 
 
 def _assignments_of_a_rank(kind):
-    from src import distributed
+    from src.parallel import collectives
 
-    rank, size = distributed.rank(), distributed.world_size()
+    rank, size = collectives.rank(), collectives.world_size()
     kinds = {
         "deepcluster": (DeepClusterV2, {}),
         "sela": (SeLaV2, {}),

@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from src import distributed, sync_bn
 from src.clock import Clock
 from src.data.loading import Batch
 from src.methods.swav import SwAV, rows_per_rank
 from src.optim.larc import LARC
+from src.parallel import collectives, sync_bn
 from tests.helpers import on_ranks
 from tests.losses.test_sinkhorn import reference_sinkhorn
 from tests.losses.test_swapped_prediction import reference_loss
@@ -205,7 +205,7 @@ def _train_steps(steps, world, rank):
 
 
 def _rank_steps(steps):
-    return _train_steps(steps, distributed.world_size(), distributed.rank())
+    return _train_steps(steps, collectives.world_size(), collectives.rank())
 
 
 def test_two_ranks_equal_one_process_on_the_whole_batch():

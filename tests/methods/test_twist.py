@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from src import distributed, sync_bn
 from src.clock import Clock
 from src.data.loading import Batch
-from src.heads import TwistHead
 from src.losses.twist import self_labelling_loss, twist_loss, twist_teacher_loss
 from src.methods.twist import Twist
+from src.models.heads import TwistHead
 from src.optim.ema import momentum_copy
 from src.optim.lars import split_by_adaptation
 from src.optim.schedules import phased
+from src.parallel import collectives, sync_bn
 from tests.helpers import on_ranks
 from tests.methods.test_offline import Tiny
 
@@ -186,7 +186,7 @@ def test_learning_rates_of_both_phases():
 
 
 def _step_of_a_rank(options, step):
-    rank, world = distributed.rank(), distributed.world_size()
+    rank, world = collectives.rank(), collectives.world_size()
     model = make(**options)
     for part in (model, model.teacher):
         if part is not None:
@@ -199,8 +199,8 @@ def _step_of_a_rank(options, step):
     out = model(data, clock(step=step, logging=True))
     out["loss"].backward()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = [(distributed.all_reduce_(p.grad) / world).numpy() for p in parameters]
-    values = {n: (distributed.all_reduce_(out[n].detach().clone()) / world).item() for n in ("loss", "kl", "eh", "he")}
+    gradients = [(collectives.all_reduce_(p.grad) / world).numpy() for p in parameters]
+    values = {n: (collectives.all_reduce_(out[n].detach().clone()) / world).item() for n in ("loss", "kl", "eh", "he")}
     return values, gradients, model.classes_of_the_epoch().numpy()
 
 
@@ -216,7 +216,7 @@ def test_two_ranks_equal_the_joined_batch(momentum):
 
 
 def _bunch_of_a_rank(bunch):
-    rank = distributed.rank()
+    rank = collectives.rank()
     norm = sync_bn.convert(nn.BatchNorm1d(3, affine=False), bunch) if bunch > 1 else nn.BatchNorm1d(3, affine=False)
     x = torch.arange(24.0).view(8, 3).square()
     return norm(x[rank * 2 : rank * 2 + 2]).numpy()

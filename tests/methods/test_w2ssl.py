@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src import distributed, sync_bn
-from src.backbones import create_backbone
 from src.clock import Clock
 from src.data.draws import keyed_generator
 from src.data.loading import Batch
@@ -18,9 +16,11 @@ from src.data.view_sets import w2ssl as w2ssl_views
 from src.data.views import PartView
 from src.losses.supervised_contrastive import supervised_contrastive
 from src.methods.w2ssl import W2SSL, loss_of_equal_features
-from src.montage import assemble, deal_out, decouple, pool_quarters
+from src.models.backbones import create_backbone
+from src.ops.montage import assemble, deal_out, decouple, pool_quarters
 from src.optim.lars import LARS, split_by_adaptation
 from src.optim.schedules import fractional_cosine
+from src.parallel import collectives, sync_bn
 from tests.helpers import on_ranks
 
 KAPPA = 0.3 / 0.07
@@ -103,7 +103,7 @@ def test_real_patches_can_be_rebuilt_from_montages():
 
 
 def _montages_of_a_rank(parts):
-    rank, ranks = distributed.rank(), distributed.world_size()
+    rank, ranks = collectives.rank(), collectives.world_size()
     images = 12 // ranks
     numbers = [part * 12 + rank * images + torch.arange(float(images)) for part in range(parts)]
     patches = [row.view(-1, 1, 1, 1).expand(-1, 3, 2, 2) for row in numbers]
@@ -264,7 +264,7 @@ def test_the_copy_moves_before_the_keys_are_made():
 
 
 def _step_of_a_rank(parts, batch_norm):
-    rank, ranks = distributed.rank(), distributed.world_size()
+    rank, ranks = collectives.rank(), collectives.world_size()
     model = make(parts, batch_norm)
     if batch_norm:
         model = model.float()  # as our synchronised batch norm computes
@@ -276,7 +276,7 @@ def _step_of_a_rank(parts, batch_norm):
     loss = model(share, clock())["loss"]
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
-    return loss.item(), [(distributed.all_reduce_(gradient) / ranks).numpy() for gradient in gradients]
+    return loss.item(), [(collectives.all_reduce_(gradient) / ranks).numpy() for gradient in gradients]
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from src.clock import Clock
-from src.methods.joint_embedding import JointEmbedding
+from ...clock import Clock
+from ..joint_embedding import JointEmbedding
 
 
 class BarlowTwins(JointEmbedding):

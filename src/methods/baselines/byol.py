@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.clock import Clock
-from src.heads import mlp
-from src.losses.whitened import normalised_mse
-from src.methods.joint_embedding import JointEmbedding
-from src.optim.ema import momentum_copy, update_momentum_copy
+from ...clock import Clock
+from ...losses.whitened import normalised_mse
+from ...models.heads import mlp
+from ...optim.ema import momentum_copy, update_momentum_copy
+from ..joint_embedding import JointEmbedding
 
 
 class BYOL(JointEmbedding):

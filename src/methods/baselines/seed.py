@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.clock import Clock
-from src.data.loading import Batch
-from src.diagnostics import Check, feature_std, rankme
-from src.errors import UserError
-from src.losses.distillation import seed_loss
-from src.methods.joint_embedding import collapse_check
-from src.methods.queue_base import QueueMethod
-from src.teacher import Teacher
+from ...clock import Clock
+from ...data.loading import Batch
+from ...engine.diagnostics import Check, feature_std, rankme
+from ...errors import UserError
+from ...losses.distillation import seed_loss
+from ...models.teacher import Teacher
+from ..joint_embedding import collapse_check
+from ..queue_base import QueueMethod
 
 
 class SEED(QueueMethod):

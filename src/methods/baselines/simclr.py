@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.clock import Clock
-from src.methods.joint_embedding import JointEmbedding
+from ...clock import Clock
+from ..joint_embedding import JointEmbedding
 
 
 class SimCLR(JointEmbedding):

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.clock import Clock
-from src.methods.joint_embedding import JointEmbedding
+from ...clock import Clock
+from ..joint_embedding import JointEmbedding
 
 
 class SimSiam(JointEmbedding):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.clock import Clock
-from src.losses.whitened import covariance_penalty
-from src.methods.joint_embedding import JointEmbedding
+from ...clock import Clock
+from ...losses.whitened import covariance_penalty
+from ..joint_embedding import JointEmbedding
 
 
 class VICReg(JointEmbedding):

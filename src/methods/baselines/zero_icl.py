@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from src.clock import Clock
-from src.methods.joint_embedding import JointEmbedding
+from ...clock import Clock
+from ..joint_embedding import JointEmbedding
 
 
 class ZeroICL(JointEmbedding):

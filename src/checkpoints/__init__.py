@@ -1,0 +1,1 @@
+"""Files: saving and resuming runs, and the layouts of published weights."""

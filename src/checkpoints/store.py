@@ -1,0 +1,315 @@
+"""One atomic file per checkpoint, and an exact resume from the newest readable one.
+
+A run's folder holds
+
+=============================  ====================================================================================
+``checkpoints/step-N.pth``     the newest few (``keep_last``), N optimiser steps done
+``checkpoints/ckp-E.pth``      kept for good, after zero-based epoch E
+``checkpoint.pth.tar``         the newest, under the name that the published code gave it
+=============================  ====================================================================================
+
+The last two are hard links where the file system has them, so they cost no space.
+
+A file is a dict of ``format``, ``epoch`` (finished epochs), ``step``, ``steps_per_epoch``, ``state_dict``,
+``per_rank`` (one dict per rank: its own buffers and random state), ``optimizer``, ``scaler``, ``settings``,
+``world_size`` and ``batch_size``; it loads with ``weights_only=True``.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..clock import Clock
+from ..errors import UserError
+from ..parallel import collectives
+from ..parallel.sharding import part_like, whole
+from .files import describe_mismatch, link, read_file, write_atomically
+
+FORMAT = "ssl-vision-training/1"
+
+# Flags that say how, where or how long a run goes, and not what it computes.
+NEUTRAL_SETTINGS = (
+    *("data_path", "val_path", "dump_path", "resume", "workers", "device", "dist_url", "tensorboard", "max_steps"),
+    *("log_every", "save_every", "keep_last", "checkpoint_freq", "knn_freq", "eval_freq"),
+)
+
+
+@dataclass
+class RunState:
+    """The live objects that a checkpoint captures and a resume fills.
+
+    Attributes:
+        method: with ``per_rank_buffers``, see :class:`src.engine.method.Method`.
+        batch_size: images of a step, over all ranks and accumulated parts.
+    """
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    clock: Clock
+    batch_size: int
+
+    @property
+    def per_rank_buffers(self) -> dict[str, int]:
+        return getattr(self.method, "per_rank_buffers", {})
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: the run's; created when needed.
+        settings: plain values that describe the run, saved along; read back by evaluations.
+        frequency: every how many epochs a checkpoint is kept for good.
+        keep_last: how many of the newest files are kept besides.
+        identity: names of settings that a run must share with the checkpoint it continues from.
+        backbone_file: also write the backbone alone, under its own names, to this file of the folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        frequency: int = 25,
+        keep_last: int = 2,
+        identity: Sequence[str] = (),
+        backbone_file: str | None = None,
+    ) -> None:
+        if frequency < 1 or keep_last < 1:
+            raise UserError("--checkpoint_freq and --keep_last must be at least 1")
+        self.folder = Path(folder)
+        self.history = self.folder / "checkpoints"
+        self.settings = dict(settings)
+        self.frequency, self.keep_last = frequency, keep_last
+        self.identity = tuple(identity)
+        self.backbone_file = backbone_file
+
+    # --- saving
+
+    def save(self, state: RunState, epoch_finished: bool = False) -> None:
+        """Saves on the main rank what all ranks hold. Every rank must call it at the same step."""
+        own = {
+            "buffers": {name: _cpu(state.method.get_buffer(name)) for name in state.per_rank_buffers},
+            "rng": _random_state(),
+        }
+        shared = {n: whole(t) for n, t in state.method.state_dict().items() if n not in state.per_rank_buffers}
+        optimizer = whole(state.optimizer.state_dict())
+        per_rank = collectives.gather_to_main(own)
+        if per_rank is not None:
+            self._write(state, shared, optimizer, per_rank, epoch_finished)
+        collectives.barrier()
+
+    def _write(
+        self,
+        state: RunState,
+        shared: dict[str, Any],
+        optimizer: dict[str, Any],
+        per_rank: list[Any],
+        epoch_finished: bool,
+    ) -> None:
+        clock = state.clock
+        content = {
+            "format": FORMAT,
+            "epoch": clock.epoch,
+            "step": clock.step,
+            "steps_per_epoch": clock.steps_per_epoch,
+            "state_dict": shared,
+            "per_rank": per_rank,
+            "optimizer": optimizer,
+            "scaler": state.scaler.state_dict(),
+            "settings": self.settings,
+            "world_size": collectives.world_size(),
+            "batch_size": state.batch_size,
+        }
+        path = self.history / f"step-{clock.step:09d}.pth"
+        write_atomically(path, lambda file: torch.save(content, file))
+        link(path, self.folder / "checkpoint.pth.tar")
+        if self.backbone_file:
+            prefix = "backbone."
+            backbone = {n[len(prefix) :]: t.cpu() for n, t in shared.items() if n.startswith(prefix)}
+            write_atomically(self.folder / self.backbone_file, lambda file: torch.save(backbone, file))
+        last_epoch = clock.epoch - 1
+        if epoch_finished and (last_epoch % self.frequency == 0 or clock.epoch == clock.epochs):
+            link(path, self.history / f"ckp-{last_epoch}.pth")
+        for old in self._rolling()[self.keep_last :]:
+            old.unlink(missing_ok=True)
+
+    def _rolling(self) -> list[Path]:
+        return sorted(self.history.glob("step-*.pth"), reverse=True)
+
+    # --- resuming
+
+    def candidates(self) -> list[Path]:
+        """Every checkpoint of the run, the newest first."""
+        kept = sorted(self.history.glob("ckp-*.pth"), key=_epoch_in_name, reverse=True)
+        latest = self.folder / "checkpoint.pth.tar"
+        return [*self._rolling(), *([latest] if latest.exists() else []), *kept]
+
+    def newest(self, warn: Callable[[str], None]) -> str | None:
+        """The newest readable checkpoint; names each newer one that is not. None when there is no file at all.
+
+        Raises UserError when there are files and none is usable, so that nothing of the user's is overwritten.
+        """
+        candidates = self.candidates()
+        for path in candidates:
+            try:
+                read_run(path)
+                return str(path)
+            except UserError as error:
+                warn(f"{error}; trying the one before")
+        if candidates:
+            raise UserError(
+                f"none of the {len(candidates)} checkpoints in {self.folder} is usable; "
+                "move them away, or choose another --dump_path"
+            )
+        return None
+
+    def resume(self, state: RunState, warn: Callable[[str], None], which: str = "auto") -> Path | None:
+        """Fills the state from a checkpoint and returns its path; None when there is none.
+
+        ``which`` is ``auto`` for the newest readable checkpoint of the run, the path of a certain one or of another
+        run's folder, or ``never`` for a fresh start, which is refused where it would overwrite something.
+
+        Exact on the same number of ranks and batch size. Otherwise the position is carried over by epochs, ranks'
+        buffers are shared out anew, and a warning says what cannot be bit-exact.
+        """
+        chosen: Any = None
+        if collectives.is_main():
+            try:
+                chosen = self._choose(which, warn)
+            except UserError as error:
+                chosen = error
+        chosen = collectives.broadcast_object(chosen)
+        if isinstance(chosen, UserError):
+            raise chosen
+        if chosen is None:
+            return None
+        if not Path(chosen).exists():
+            raise UserError(f"rank {collectives.rank()} does not see {chosen}: --dump_path must be on a shared disk")
+        content = read_run(chosen)
+        others = [n for n in self.identity if content["settings"].get(n) != self.settings[n]]
+        if others:
+            raise UserError(f"{chosen} was made with another {', '.join(others)}: choose another --dump_path")
+        _restore(state, content, chosen, warn)
+        changes = self._changed_settings(content["settings"])
+        if changes and collectives.is_main():
+            warn(f"settings changed since the checkpoint was written: {changes}")
+        return Path(chosen)
+
+    def _changed_settings(self, old: Mapping[str, Any]) -> str:
+        """``epochs 100 -> 200, ...``, without settings that do not touch what is computed."""
+        changed = [n for n in self.settings if n in old and n not in NEUTRAL_SETTINGS and old[n] != self.settings[n]]
+        return ", ".join(f"{name} {old[name]} -> {self.settings[name]}" for name in changed)
+
+    def _choose(self, which: str, warn: Callable[[str], None]) -> str | None:
+        if which == "auto":
+            return self.newest(warn)
+        if Path(which).is_dir():
+            newest = CheckpointStore(which, self.settings).newest(warn)
+            if newest is None:
+                raise UserError(f"{which} is a folder without checkpoints: expected a checkpoint, or a run's folder")
+            return newest
+        if which == "never":
+            if self.candidates():
+                raise UserError(f"{self.folder} holds checkpoints: choose another --dump_path, or --resume auto")
+            return None
+        read_run(which)
+        return which
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours; raises UserError for anything else."""
+    content = read_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is not a training checkpoint of this program")
+    return content
+
+
+def _epoch_in_name(path: Path) -> int:
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else -1
+
+
+def _cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore(state: RunState, content: dict[str, Any], path: str, warn: Callable[[str], None]) -> None:
+    own = {n: t for n, t in state.method.state_dict().items() if n not in state.per_rank_buffers}
+    problem = describe_mismatch(own, content["state_dict"], path)
+    if problem:
+        raise UserError(f"{problem}; choose another --dump_path for another model")
+    state.method.load_state_dict({n: part_like(own[n], t) for n, t in content["state_dict"].items()}, strict=False)
+    try:
+        state.optimizer.load_state_dict(_optimizer_parts(state.optimizer, content["optimizer"]))
+    except ValueError as error:
+        raise UserError(f"the optimiser in {path} does not fit: {str(error).splitlines()[0]}") from None
+    if content["scaler"]:
+        state.scaler.load_state_dict(content["scaler"])
+
+    clock, world = state.clock, collectives.world_size()
+    same_plan = (
+        content["world_size"] == world
+        and content["batch_size"] == state.batch_size
+        and content["steps_per_epoch"] == clock.steps_per_epoch
+    )
+    if content["world_size"] == world:
+        mine = content["per_rank"][collectives.rank()]
+        torch.set_rng_state(mine["rng"]["cpu"])
+        if "cuda" in mine["rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["rng"]["cuda"])
+    for name, dimension in state.per_rank_buffers.items():
+        parts = [rank["buffers"][name] for rank in content["per_rank"]]
+        buffer = state.method.get_buffer(name)
+        if content["world_size"] == world and parts[0].shape == buffer.shape:
+            buffer.copy_(parts[collectives.rank()])
+        else:
+            _share_out(buffer, parts, dimension)
+    if same_plan:
+        clock.step = content["step"]
+        return
+    done, inside = divmod(content["step"], content["steps_per_epoch"])
+    seen = inside * content["batch_size"]
+    clock.step = done * clock.steps_per_epoch + min(seen // state.batch_size, clock.steps_per_epoch - 1)
+    warn(
+        f"resuming on {world} processes with {state.batch_size} images a step what ran on {content['world_size']} "
+        f"with {content['batch_size']}: weights, optimiser and schedule position carry over, but batches are cut "
+        "differently from here on, batch statistics change with them, and each process's own buffers and random "
+        "state are shared out anew, so the run is not bit-exact with an undisturbed one"
+    )
+
+
+def _optimizer_parts(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """The saved state with the tensors of sharded parameters cut to this rank's part."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    state = {}
+    for index, values in saved["state"].items():
+        if index >= len(params):
+            raise ValueError(f"it holds state for parameter {index}, and there are {len(params)}")
+        state[index] = {
+            name: part_like(params[index], value) if torch.is_tensor(value) and value.ndim else value
+            for name, value in values.items()
+        }
+    return {**saved, "state": state}
+
+
+def _share_out(buffer: Tensor, parts: list[Tensor], dimension: int) -> None:
+    """Deals the rows of all old ranks to the new ones, newest first; rows that are missing stay zero."""
+    stacked = torch.stack(parts, dim=dimension + 1)  # row i of every old rank, before row i + 1 of any
+    rows = stacked.flatten(dimension, dimension + 1)
+    mine = torch.arange(collectives.rank(), rows.shape[dimension], collectives.world_size())
+    mine = mine[: buffer.shape[dimension]]
+    buffer.zero_()
+    buffer.narrow(dimension, 0, len(mine)).copy_(rows.index_select(dimension, mine))

@@ -1,0 +1,315 @@
+"""The training loop: the only place that knows about steps, precision, accumulation and signals.
+
+It knows no method and no evaluation; scripts hand it both.
+"""
+
+import contextlib
+import gc
+import itertools
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ..checkpoints.store import CheckpointStore, RunState
+from ..clock import Clock
+from ..data.loading import Batch, ResumableBatches
+from ..errors import Diverged
+from ..parallel import collectives
+from ..parallel.agreement import Agreement
+from ..parallel.sharding import is_sharded
+from .diagnostics import HealthMonitor
+from .interval import Interval
+from .method import Method
+from .monitor import Monitor, duration, number
+from .precision import Precision
+from .signals import StopSignal
+
+Schedule = Callable[[Clock], float]
+
+
+class Evaluation(NamedTuple):
+    """What judges the method (in eval mode) after every so many epochs, or steps, and after the last, on all ranks."""
+
+    every: int
+    judge: Callable[[], Mapping[str, float]]
+    unit: str = "epoch"
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """No pauses for cycles at random moments, which differ between ranks, so that each waits for every other's."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@dataclass
+class Training:
+    """One run of one method.
+
+    Attributes:
+        method, optimizer, loader: what is trained, by what, on what.
+        batches: the sampler behind the loader, which is told where to start.
+        prepare: moves a batch to the device and makes it what the method expects.
+        schedules: for each option of the optimiser's groups (``lr``, ...) its value as a function of the clock. A
+            group with ``<option>_scale`` gets that multiple, and one with ``<option>_fixed`` keeps its own.
+        clock: where to start; a resume sets it.
+        device, precision: of the forward pass.
+        monitor: says and records.
+        checkpoints: None saves nothing.
+        accumulate: batches whose gradients are averaged into one step. Batch statistics (Sinkhorn, batch norm) still
+            see one batch at a time.
+        clip_norm: bound on the global gradient norm; 0 = none.
+        evaluations: what is judged between epochs; their named numbers are put together.
+        log_every: steps between log lines.
+        save_every: steps between checkpoints inside an epoch; 0 = at the end of each epoch only.
+        max_steps: stop (and save) after so many steps in all.
+    """
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    loader: "DataLoader[Batch]"
+    batches: ResumableBatches
+    prepare: Callable[[Batch], Batch]
+    schedules: Mapping[str, Schedule]
+    clock: Clock
+    device: torch.device
+    precision: Precision
+    monitor: Monitor
+    checkpoints: CheckpointStore | None = None
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    evaluations: Sequence[Evaluation] = ()
+    log_every: int = 50
+    save_every: int = 0
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self.model: nn.Module = self.method
+        if collectives.is_active() and not is_sharded(self.method):
+            with warnings.catch_warnings():
+                # torch 2.15 prefers a name for `broadcast_buffers` that torch 2.11 does not know
+                warnings.simplefilter("ignore", FutureWarning)
+                self.model = DistributedDataParallel(
+                    self.method,
+                    device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                    # batch-norm statistics are made equal where they are read; queues differ between ranks on purpose
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scales_loss)
+        self.state = RunState(
+            self.method,
+            self.optimizer,
+            self.scaler,
+            self.clock,
+            batch_size=self.batches.batch_size * self.accumulate * collectives.world_size(),
+        )
+        self.health = HealthMonitor(self.method.health_checks())
+        self._bad_steps = torch.zeros((), device=self.device)
+        self._unreadable: set[str] = set()
+        self._saved_step = -1
+        self._interval = Interval()
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    @property
+    def last_step(self) -> int:
+        total = self.clock.total_steps
+        return total if self.max_steps is None else min(total, self.max_steps)
+
+    def restore(self, which: str) -> None:
+        """Continues from a checkpoint, before :meth:`run`; ``which`` as in :meth:`CheckpointStore.resume`."""
+        assert self.checkpoints is not None
+        path = self.checkpoints.resume(self.state, self.monitor.warn, which)
+        if path is not None:
+            self._saved_step = self.clock.step
+            self.monitor.say(f"continuing from {path}: epoch {self.clock.epoch}, step {self.clock.step_in_epoch} of it")
+
+    def run(self) -> int | None:
+        """Trains to the end. Returns the number of the signal that stopped it early, or None.
+
+        Raises Diverged when the loss stops being finite; no checkpoint is written after that happened.
+        """
+        self.monitor.start_bar(self.clock, self.last_step)
+        agreement = Agreement()
+        with StopSignal() as stop, _without_garbage_collection():
+            if self.clock.step == 0:
+                self._first_look()
+            while self.clock.step < self.last_step:
+                stopped = self._epoch(stop, agreement)
+                finished = self.clock.step_in_epoch == 0
+                with self._interval.paused():
+                    if finished and not stopped:
+                        self._evaluate("epoch", self.clock.epoch, self.clock.step >= self.last_step)
+                    if finished or stopped or self.clock.step >= self.last_step:
+                        self._save(epoch_finished=finished)
+                if stopped:
+                    self.monitor.say(f"stopped by a signal after step {self.clock.step}; saved")
+                    return stop.number if stop.number is not None else int(signal.SIGTERM)
+        agreement.finish()
+        if self._unreadable:
+            self.monitor.warn(f"{len(self._unreadable)} unreadable images were replaced by the ones after them")
+        return None
+
+    def _first_look(self) -> None:
+        self.method.train()
+        self.batches.seek(0)
+        with self._autocast():
+            epoch = itertools.islice(self.loader, self.clock.steps_per_epoch * self.accumulate)
+            self.method.before_training(self.prepare(batch) for batch in epoch)
+
+    def _epoch(self, stop: StopSignal, agreement: Agreement) -> bool:
+        """Trains until the epoch's end, the last step or a signal; True for a signal."""
+        clock = self.clock
+        gc.collect()  # `run` keeps it out of the steps
+        self.method.train()
+        self.method.before_epoch(clock)
+        self.batches.seek(clock.epoch, clock.step_in_epoch * self.accumulate)
+        loader = iter(self.loader)
+        steps_left = min(clock.steps_per_epoch - clock.step_in_epoch, self.last_step - clock.step)
+        for remaining in range(steps_left - 1, -1, -1):
+            waiting = time.perf_counter()
+            parts = list(itertools.islice(loader, self.accumulate))
+            self._interval.waited += time.perf_counter() - waiting
+            clock.logging = clock.step % self.log_every == 0 or clock.step == self.last_step - 1
+            outputs = self._step(parts)
+            self._interval.add(outputs)
+            self._interval.images += sum(map(len, parts)) * collectives.world_size()
+            for part in parts:
+                self._name_unreadable(part.unreadable)
+            if clock.logging:
+                gc.collect(1)  # the young cycles only
+                self._log(self._interval)
+                self._interval = Interval()
+            self.method.after_step(clock)
+            clock.step += 1
+            self.monitor.advance()
+            with self._interval.paused():
+                self._evaluate("step", clock.step, clock.step >= self.last_step)
+            if agreement.any(stop.number is not None):
+                agreement.finish()
+                return True
+            if self.save_every and clock.step % self.save_every == 0 and remaining:
+                with self._interval.paused():
+                    self._save(epoch_finished=False)
+        return False
+
+    def _step(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """One optimiser step on one or several batches; nothing in it waits for the device."""
+        outputs: dict[str, Tensor] = {}
+        losses = []
+        self.method.before_step(self.clock)
+        for number_, part in enumerate(parts):
+            last = number_ == len(parts) - 1
+            with contextlib.nullcontext() if last else self._no_sync(), self._autocast():
+                outputs = self.model(self.prepare(part), self.clock)
+                loss = outputs["loss"] / len(parts)
+            with contextlib.nullcontext() if last else self._no_sync():
+                self.scaler.scale(loss).backward()
+            losses.append(outputs["loss"].detach())
+        outputs["loss"] = torch.stack(losses).mean()
+        self._bad_steps += ~torch.isfinite(outputs["loss"])
+        self.scaler.unscale_(self.optimizer)
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.clip_norm)
+        self.method.after_backward(self.clock)
+        self._set_schedules()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return outputs
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        # sharded gradients are reduced with every part: they have no room to wait in
+        return contextlib.nullcontext()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.precision.dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _set_schedules(self) -> None:
+        for option, schedule in self.schedules.items():
+            value = schedule(self.clock)
+            for group in self.optimizer.param_groups:
+                if group.get(f"{option}_fixed"):
+                    continue
+                group[option] = value * group.get(f"{option}_scale", 1.0)
+
+    # ------------------------------------------------------------------------------------------------ reports
+
+    def _log(self, interval: Interval) -> None:
+        clock = self.clock
+        values = interval.means()
+        if self._bad_steps.item():
+            raise Diverged(
+                f"the loss is not finite (in the {self.log_every} steps up to step {clock.step} of epoch "
+                f"{clock.epoch}); the last checkpoint is from before. Try a lower learning rate, a longer warm-up, "
+                "or --precision fp32"
+            )
+        seconds = time.perf_counter() - interval.started
+        rate = interval.images / seconds
+        left = (self.last_step - clock.step) * self.state.batch_size / rate
+        for option, schedule in self.schedules.items():
+            values[option] = schedule(clock)
+        values["images_per_second"] = rate
+        values["waiting_for_data"] = interval.waited / seconds
+        self.monitor.record(clock, "train", values)
+        self.monitor.describe(f"epoch {clock.epoch + 1}/{clock.epochs} loss {values['loss']:.3f}")
+        self.monitor.say(
+            f"epoch {clock.epoch + 1}/{clock.epochs}  step {clock.step_in_epoch + 1}/{clock.steps_per_epoch}  "
+            f"loss {values['loss']:.4f}  lr {number(values.get('lr', math.nan))}  {rate:.0f} img/s  "
+            f"waiting for data {100 * values['waiting_for_data']:.0f} %  left {duration(left)}"
+        )
+        timings = {"loss", "images_per_second", "waiting_for_data", *self.schedules}
+        rest = {name: value for name, value in values.items() if name not in timings}
+        if rest:
+            prefix = "  health: " if self.health.checks else "  "
+            self.monitor.say(prefix + "  ".join(f"{n.replace('_', ' ')} {number(v)}" for n, v in rest.items()))
+        for verdict in self.health.update(clock.step, values):
+            self.monitor.warn(verdict)
+
+    def _name_unreadable(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._unreadable:
+                self._unreadable.add(name)
+                self.monitor.warn(f"unreadable image skipped: {name}; {len(self._unreadable)} so far")
+
+    def _evaluate(self, unit: str, done: int, is_last: bool) -> None:
+        due = [one for one in self.evaluations if one.unit == unit and (is_last or done % one.every == 0)]
+        if not due:
+            return
+        self.method.eval()
+        collectives.broadcast_([b for n, b in self.method.named_buffers() if n not in self.state.per_rank_buffers])
+        values: dict[str, float] = {}
+        for evaluation in due:
+            values |= evaluation.judge()
+        self.method.train()
+        if not values:
+            return
+        self.monitor.record(self.clock, "evaluation", values)
+        listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())
+        self.monitor.say(f"after {unit} {done}: {listing}")
+
+    def _save(self, epoch_finished: bool) -> None:
+        if self.checkpoints is None or self._saved_step == self.clock.step:
+            return
+        if self._bad_steps.item():
+            raise Diverged(f"the loss is not finite before step {self.clock.step}; no checkpoint is written")
+        self.checkpoints.save(self.state, epoch_finished)
+        self._saved_step = self.clock.step

@@ -1,0 +1,53 @@
+"""What a method is to the training loop."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ..clock import Clock
+from ..data.loading import Batch
+from .diagnostics import Check
+
+
+class Method(nn.Module):
+    """A model and its training step.
+
+    Everything it must remember between steps is a parameter or a registered buffer, so that checkpoints hold it
+    without special cases. Subclasses set ``backbone``, which evaluation and export read, and define ``forward``.
+
+    Attributes:
+        backbone: (n, 3, h, w) -> (n, F).
+        per_rank_buffers: names of buffers that differ between ranks (queues, memory banks), each with the dimension
+            along which it holds samples. All other state is the same on every rank.
+    """
+
+    backbone: nn.Module
+    per_rank_buffers: ClassVar[dict[str, int]] = {}
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """One step's loss, a float32 scalar under ``loss``, and detached scalars worth logging.
+
+        Runs under the loop's autocast; losses belong in an fp32 island. Values that are costly to compute need only
+        be there while ``clock.logging`` is set.
+        """
+        raise NotImplementedError  # every method has its own
+
+    def before_training(self, batches: Iterable[Batch]) -> None:
+        """Called once, before the first step of a run; ``batches`` goes through the first epoch if it is iterated."""
+
+    def before_epoch(self, clock: Clock) -> None:
+        """Called before an epoch, and again when training resumes inside one (``clock.step_in_epoch > 0``)."""
+
+    def before_step(self, clock: Clock) -> None:
+        """Called once before the forward pass or passes of a step; may change parameters, which may be sharded."""
+
+    def after_backward(self, clock: Clock) -> None:
+        """Gradients are there, averaged over ranks and unscaled; the optimiser has not stepped yet."""
+
+    def after_step(self, clock: Clock) -> None:
+        """The optimiser has stepped; ``clock.step`` still is the number of that step."""
+
+    def health_checks(self) -> list[Check]:
+        """Signs of collapse, judged on the logged values."""
+        return []

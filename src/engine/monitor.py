@@ -1,0 +1,157 @@
+"""What a run says: a progress bar or plain lines, JSON lines, TensorBoard."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from tqdm import tqdm
+
+from ..clock import Clock
+from ..errors import UserError
+from ..parallel import collectives
+
+T = TypeVar("T")
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss."""
+    total = max(0, round(seconds))
+    return f"{total // 3600}:{total % 3600 // 60:02d}:{total % 60:02d}"
+
+
+def number(value: float) -> str:
+    """Four significant digits; small and large ones in scientific notation."""
+    return f"{value:.4g}"
+
+
+def progress_bar(iterable: Iterable[T] = (), what: str = "") -> "tqdm[T]":
+    """A bar on the main rank's terminal; in a log file one line a minute, and none for what takes less."""
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        what,
+        disable=not collectives.is_main(),
+        leave=False,
+        mininterval=0.1 if on_terminal else 60,
+        delay=0 if on_terminal else 60,
+    )
+
+
+class Monitor:
+    """Prints and records on the main rank; silent on the others, except for warnings.
+
+    Writes to the run's folder: ``train.log`` (the printed lines), ``log.jsonl`` (one object a log line), and
+    ``tensorboard/``. After a resume the files are appended to, and steps that are repeated stand in them twice;
+    :func:`read_log` keeps the later ones.
+
+    Args:
+        folder: the run's; None writes no files.
+        tensorboard: also write event files.
+        bar: show a progress bar; by default on a terminal only.
+    """
+
+    def __init__(self, folder: str | Path | None, tensorboard: bool = False, bar: bool | None = None) -> None:
+        self._file: TextIO | None = None
+        self._json: TextIO | None = None
+        self._writer: Any = None
+        self._bar: tqdm[Any] | None = None
+        self._show_bar = sys.stderr.isatty() if bar is None else bar
+        self._started = time.monotonic()
+        if folder is None or not collectives.is_main():
+            return
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._file = open(Path(folder) / "train.log", "a", buffering=1)  # noqa: SIM115 - open as long as the run
+            self._json = open(Path(folder) / "log.jsonl", "a", buffering=1)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._writer = SummaryWriter(str(Path(folder) / "tensorboard"))
+
+    # --- words
+
+    def say(self, line: str) -> None:
+        """A line on the main rank."""
+        if collectives.is_main():
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+            self._log("INFO", line)
+
+    def warn(self, line: str) -> None:
+        """A warning, on any rank."""
+        prefix = f"[rank {collectives.rank()}] " if collectives.rank() else ""
+        tqdm.write(f"warning: {prefix}{line}", file=sys.stderr)
+        self._log("WARNING", line)
+
+    def _log(self, level: str, line: str) -> None:
+        if self._file is not None:
+            passed = duration(time.monotonic() - self._started)
+            self._file.write(f"{level} - {time.strftime('%x %X')} - {passed} - {line}\n")
+
+    # --- numbers
+
+    def record(self, clock: Clock, kind: str, values: Mapping[str, float]) -> None:
+        """One JSON line and one TensorBoard point for each value. Values that are not finite become null."""
+        if not collectives.is_main():
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        if self._json is not None:
+            line = {"kind": kind, "epoch": clock.epoch, "step": clock.step, **finite}
+            self._json.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{kind}/{name}", value, clock.step)
+
+    # --- the bar
+
+    def start_bar(self, clock: Clock, last_step: int) -> None:
+        if self._show_bar and collectives.is_main():
+            self._bar = tqdm(
+                total=last_step,
+                initial=clock.step,
+                unit="step",
+                dynamic_ncols=True,
+                file=sys.stderr,
+                leave=False,
+            )
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def describe(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._writer is not None:
+            self._writer.close()
+        for file in (self._file, self._json):
+            if file is not None:
+                file.close()
+        self._file = self._json = self._writer = None
+
+
+def read_log(path: str | Path, kind: str) -> list[dict[str, Any]]:
+    """The records of one kind, in the order of their steps; of a step that was repeated, the latest values.
+
+    A last line that was cut off by a kill is left out.
+    """
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in Path(path).read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["kind"] == kind:
+            by_step.setdefault(record["step"], {}).update(record)
+    return [by_step[step] for step in sorted(by_step)]

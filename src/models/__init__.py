@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, teachers, and reading them from files."""

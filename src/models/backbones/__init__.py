@@ -1,0 +1,179 @@
+"""Backbones by name: our ResNets, and every model of timm.
+
+A backbone maps (n, 3, h, w) to (n, F) and knows F as its attribute ``feature_width``.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...data.views import runs_of_equal_size
+from ...errors import UserError
+from .resnet import RESNETS, ResNet, initialize
+
+__all__ = [
+    "checkpoint_activations",
+    "create_backbone",
+    "feature_width",
+    "features_and_map",
+    "forward_by_size",
+    "in_parts",
+    "initialize",
+    "initialize_mobile",
+    "is_mobile",
+    "residual_blocks",
+]
+
+
+STEMS = ("imagenet", "small", "small_pool", "small_padded")
+
+# Names of the published programs -> timm's
+ALIASES = {
+    "efficientb0": "efficientnet_b0",
+    "efficientb1": "efficientnet_b1",
+    "efficientb5": "efficientnet_b5",
+    "mobilenetv3": "mobilenetv3_large_100",
+}
+
+
+def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0) -> nn.Module:
+    """Builds a backbone with fresh weights; call :func:`initialize` on the finished network.
+
+    Args:
+        name: ``resnet18/34/50/101/152/200``, ``resnet50w2/w4/w5``, ``resnet200w2``, TWIST's ``vit_t/s/b``, any model
+            name of timm, or one of ALIASES.
+        width: further factor on the channels of our ResNets (0.25: a network a CPU can train).
+        stem: one of STEMS: 7x7 stride 2 and max pool, 3x3 without pool, 3x3 with pool; our ResNets only.
+        drop_path: stochastic depth, for transformers and timm models that know it.
+
+    Raises UserError for an unknown name or an option that the model does not have.
+    """
+    if stem not in STEMS:
+        raise UserError(f"unknown stem {stem!r}: expected {', '.join(STEMS)}")
+    if name in RESNETS:
+        if width <= 0:
+            raise UserError(f"the width of a network must be positive, got {width}")
+        if drop_path:
+            raise UserError(f"{name} has no stochastic depth; use a timm model, or drop_path 0")
+        block, depths, own_width = RESNETS[name]
+        return ResNet(block, depths, own_width * width, stem=stem)
+    if width != 1.0 or stem != "imagenet":
+        raise UserError(f"width and stem are options of our ResNets, not of {name!r}")
+    if name in ("vit_t", "vit_s", "vit_b"):
+        from .vit import VisionTransformer  # imports timm
+
+        return VisionTransformer(name, drop_path)
+    return _timm_backbone(name, drop_path)
+
+
+def _timm_backbone(name: str, drop_path: float) -> nn.Module:
+    import timm  # takes a second to import, and most runs do not need it
+
+    name = ALIASES.get(name, name)
+    if not timm.is_model(name):
+        known = [*RESNETS, *timm.list_models()]
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise UserError(f"unknown backbone {name!r}{hint} (ours: {', '.join(RESNETS)}; or any timm name)")
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:  # only transformers take other image sizes by an option; convolutions always do
+        model = timm.create_model(name, num_classes=0, **options)
+    # MobileNetV3 has a layer after pooling whose width `num_features` does not tell
+    model.feature_width = getattr(model, "head_hidden_size", None) or model.num_features
+    return model
+
+
+def is_mobile(backbone: nn.Module) -> bool:
+    """Whether it is one of timm's EfficientNets or MobileNets."""
+    return type(backbone).__name__ in ("EfficientNet", "MobileNetV3")
+
+
+def initialize_mobile(network: nn.Module) -> None:
+    """The start of those networks (TensorFlow's), for everything in ``network``: normal convolutions with variance
+    2 / fan-out of a group, uniform linear layers of +- 1 / sqrt(outputs), batch norms 1 and 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            fan_out = height * width * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, nn.Linear):
+            bound = module.out_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def residual_blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The units in which a backbone can be sharded or recomputed; none where its structure is not known."""
+    if isinstance(backbone, ResNet):
+        return backbone.blocks()
+    blocks = getattr(backbone, "blocks", None)  # timm's transformers
+    return list(blocks) if isinstance(blocks, nn.Sequential) else []
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Trades time for memory: each block's inner activations are computed again in the backward pass.
+
+    Raises UserError for backbones in which that would count batch-norm statistics twice.
+    """
+    if isinstance(backbone, ResNet):
+        backbone.checkpoint_activations = True
+        return
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules())
+    switch: Any = getattr(backbone, "set_grad_checkpointing", None)
+    if has_batch_norm or switch is None:
+        raise UserError("--checkpoint_activations works for our ResNets and for timm's transformers")
+    switch(True)
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """Number of features F of a backbone's output."""
+    width = backbone.feature_width
+    assert isinstance(width, int)
+    return width
+
+
+def features_and_map(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the backbone gives, (n, F), and the last feature map it is made of, (n, C, h, w).
+
+    Raises UserError for networks without such a map.
+    """
+    if isinstance(backbone, ResNet):
+        feature_map = backbone.feature_map(images)
+        return torch.flatten(F.adaptive_avg_pool2d(feature_map, 1), 1), feature_map
+    model: Any = backbone
+    feature_map = model.forward_features(images)
+    if feature_map.ndim != 4:
+        raise UserError(f"{type(backbone).__name__} has no feature map")
+    return model.forward_head(feature_map, pre_logits=True), feature_map
+
+
+def in_parts(network: Callable[[Tensor], Tensor], images: Tensor, parts: int) -> Tensor:
+    """A batch cut into ``parts``, each through the network by itself: batch norms see one part, as one of so many
+    GPUs would."""
+    return torch.cat([network(part) for part in images.chunk(parts)])
+
+
+def forward_by_size(backbone: nn.Module, crops: Sequence[Tensor]) -> Tensor:
+    """One forward pass for each run of equally large crops (Caron et al. 2020, section 3.3).
+
+    Batch-norm statistics are therefore those of one resolution, and running statistics are updated once for each.
+
+    Args:
+        backbone: (n, 3, s, s) -> (n, F).
+        crops: V tensors (B, 3, s_v, s_v). Neighbours of equal size are joined; order is kept.
+
+    Returns:
+        (V*B, F), crop-major: crop v of image b is row v*B + b.
+    """
+    return torch.cat([backbone(torch.cat(list(crops[run]))) for run in runs_of_equal_size(crops)])

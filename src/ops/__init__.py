@@ -1,0 +1,1 @@
+"""Numerical building blocks: whitening, k-means, montages."""

@@ -1,0 +1,62 @@
+"""Parameters, gradients and optimiser state shared out over the ranks (FSDP2), for networks that are too wide for one.
+
+A sharded parameter is a ``DTensor``; checkpoints hold whole tensors, so a run may change between sharded and not.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..errors import UserError
+from . import collectives
+
+
+def shard(method: nn.Module, backbone: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
+    """Shares out a method's parameters, in place; the optimiser must be made afterwards.
+
+    Each residual block is gathered when it runs and given back after; the rest of the backbone, and the rest of the
+    method, are one unit each. Gradients are averaged over the ranks as DDP does.
+
+    Args:
+        method: on the device already, batch norms converted.
+        backbone: the part of it that is also called on its own, by evaluations.
+        blocks: the units of the backbone, see :func:`src.models.backbones.residual_blocks`.
+        device: all ranks have one of this type.
+
+    Raises UserError without a process group.
+    """
+    if not collectives.is_active():
+        raise UserError("--shard shares parameters out over processes: start with torchrun or srun")
+    mesh = init_device_mesh(device.type, (collectives.world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(backbone, mesh=mesh)
+    fully_shard(method, mesh=mesh)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def whole(value: Any) -> Any:
+    """The value with every sharded tensor in it put together; to be called by all ranks, as this communicates."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return value
+
+
+def part_like(template: Tensor, tensor: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, where the template is sharded; else the tensor itself."""
+    if not isinstance(template, DTensor):
+        return tensor
+    tensor = tensor.to(template.device)
+    return distribute_tensor(tensor, template.device_mesh, template.placements, src_data_rank=None)

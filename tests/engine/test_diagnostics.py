@@ -1,0 +1,42 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from src.engine.diagnostics import Check, HealthMonitor, feature_std, mean_entropy, rankme
+
+
+def test_feature_std_is_one_on_the_sphere_and_zero_at_a_point():
+    torch.manual_seed(0)
+    assert feature_std(torch.randn(4000, 64)).item() == pytest.approx(1.0, abs=0.02)
+    assert feature_std(torch.ones(10, 64)).item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_rankme_counts_directions():
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(32, 5)).Q
+    codes = torch.linalg.qr(torch.randn(200, 5)).Q
+    assert rankme(codes @ basis.T).item() == pytest.approx(5.0, rel=1e-3)
+    assert rankme(torch.ones(200, 32)).item() == pytest.approx(1.0, rel=1e-3)
+    s = np.linalg.svd(codes.numpy() @ np.diag([5, 1, 1, 1, 1.0]), compute_uv=False)
+    p = s / s.sum()
+    expected = math.exp(-(p * np.log(p)).sum())
+    assert rankme(codes @ torch.diag(torch.tensor([5, 1, 1, 1, 1.0]))).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_mean_entropy():
+    assert mean_entropy(torch.full((4, 10), 0.1)).item() == pytest.approx(math.log(10), rel=1e-5)
+    assert mean_entropy(torch.eye(4)).item() == 0.0
+
+
+def test_a_verdict_needs_patience_and_comes_after_the_grace():
+    check = Check("low", lambda v: v["x"] < 1, lambda v: f"x is {v['x']}.", "Raise it.")
+    health = HealthMonitor([check], grace=100, patience=3)
+    assert [health.update(step, {"x": 0}) for step in range(0, 100, 10)] == [[]] * 10
+    assert health.update(100, {"x": 0}) == []
+    assert health.update(110, {"x": 0}) == []
+    assert health.update(120, {"x": 0}) == ["x is 0. Raise it."]
+    assert health.update(130, {"x": 0}) == []
+    assert health.update(140, {"x": 5}) == []  # recovered: counting starts again
+    assert [health.update(step, {"x": 0}) for step in (150, 160, 170)] == [[], [], ["x is 0. Raise it."]]

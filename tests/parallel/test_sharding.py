@@ -1,0 +1,90 @@
+"""Sharded (FSDP2) and recomputed trainings against plain ones, on two ranks."""
+
+import pytest
+import torch
+
+import main_swav
+from src.checkpoints.store import read_run
+from src.errors import UserError
+from tests.helpers import on_ranks
+from tests.runs import assert_same_end, final_state
+from tests.scripts.test_main_swav import command
+
+SHORT = ("--epochs", 2, "--batch_size", 8, "--workers", 0, "--queue_length", 32, "--epoch_queue_starts", 0,
+         "--freeze_prototypes_niters", 2, "--wd", 0.01, "--dist_url", "tcp://unused:1",
+         "--base_lr", 0.02)  # fmt: skip  # a higher rate amplifies the first rounding difference a thousandfold a step
+
+
+def _train(arguments):
+    torch.manual_seed(0)
+    return main_swav.main([str(a) for a in arguments[1:]])
+
+
+def train(patches, folder, *extra, ranks=2):
+    assert on_ranks(ranks, _train, command(patches, folder, *SHORT, *map(str, extra))) == [0] * ranks
+
+
+def assert_close_ends(a, b, tolerance):
+    (step_a, first), (step_b, second) = final_state(a), final_state(b)
+    assert step_a == step_b > 3
+    assert first.keys() == second.keys()
+    for name in first:
+        if "rng" not in name:
+            torch.testing.assert_close(first[name], second[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.fixture(scope="module")
+def plain_run(patches, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    train(patches, folder, "--max_steps", 5)
+    return folder
+
+
+@pytest.mark.parametrize("extra", [["--shard"], ["--checkpoint_activations"], ["--shard", "--checkpoint_activations"]])
+def test_two_ranks_train_as_under_ddp(patches, plain_run, tmp_path, extra):
+    """Weights, momentum, batch-norm statistics and queue after five steps, through the freezing's end."""
+    train(patches, tmp_path, "--max_steps", 5, *extra)
+    assert_close_ends(plain_run, tmp_path, 0 if extra == ["--checkpoint_activations"] else 2e-5)
+
+
+def test_parameters_really_are_in_parts(patches, tmp_path):
+    kept = on_ranks(2, _rows_of_this_rank)
+    for whole, part in kept:
+        assert part <= whole * 0.55
+
+
+def _rows_of_this_rank():
+    from src.methods.swav import SwAV
+    from src.models.backbones import create_backbone, residual_blocks
+    from src.parallel.sharding import is_sharded, shard
+
+    method = SwAV(create_backbone("resnet50", width=0.125), nmb_prototypes=30)
+    whole = sum(p.numel() for p in method.parameters())
+    assert not is_sharded(method)
+    shard(method, method.backbone, residual_blocks(method.backbone), torch.device("cpu"))
+    assert is_sharded(method)
+    return whole, sum(p.to_local().numel() for p in method.parameters())
+
+
+def test_a_sharded_run_in_parts_equals_one_in_one_go(patches, tmp_path):
+    train(patches, tmp_path / "a", "--shard")
+    train(patches, tmp_path / "b", "--shard", "--max_steps", 7)
+    train(patches, tmp_path / "b", "--shard")
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(("first", "then"), [([], ["--shard"]), (["--shard"], [])])
+def test_a_run_may_change_between_sharded_and_not(patches, plain_run, tmp_path, first, then):
+    train(patches, tmp_path, "--max_steps", 3, *first)
+    train(patches, tmp_path, "--max_steps", 5, *then)
+    assert_close_ends(plain_run, tmp_path, 2e-5)
+
+
+def test_online_knn_reads_a_sharded_backbone(patches, tmp_path):
+    train(patches, tmp_path, "--shard", "--knn_freq", 1, "--knn_k", 5)
+    assert read_run(tmp_path / "checkpoint.pth.tar")["epoch"] == 2
+
+
+def test_one_process_has_nothing_to_share_with(patches, tmp_path):
+    with pytest.raises(UserError, match="torchrun"):
+        _train(command(patches, tmp_path, "--epochs", 1, "--batch_size", 8, "--workers", 0, "--shard"))

@@ -1,0 +1,134 @@
+"""Slurm for real, and torchrun's restarts. The Slurm test runs wherever `sinfo` shows two idle nodes."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.helpers import ROOT, free_port, run
+from tests.runs import assert_same_end, children_of, kill_everything, logged_steps, start, wait_for_steps
+from tests.scripts.test_main_swav import SMALL, command
+
+
+def slurm(*arguments, **environ):
+    result = subprocess.run(
+        arguments, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def reason_without_slurm() -> str:
+    if shutil.which("sbatch") is None:
+        return "Slurm is not installed"
+    listing = subprocess.run(
+        ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], capture_output=True, text=True, timeout=60
+    )
+    if listing.returncode:
+        return f"no Slurm controller answers: {listing.stderr.strip().splitlines()[-1]}"
+    nodes = set(listing.stdout.split())
+    return "" if len(nodes) >= 2 else f"Slurm has {len(nodes)} idle nodes, the test needs 2"
+
+
+def submit(patches, folder, name, wait):
+    """A published recipe on two nodes with one process each, and small flags behind its own."""
+    small = [*SMALL, "--epochs", "20", "--batch_size", "8", "--workers", "1", "--log_every", "1",
+             "--freeze_prototypes_niters", "5", "--sync_bn", "pytorch", "--final_lr", "0",
+             "--knn_freq", "0"]  # fmt: skip
+    environ = {"NPROC": "1", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable,
+               "DATASET_PATH": str(patches / "train"), "EXPERIMENT_PATH": str(folder / name)}  # fmt: skip
+    options = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=1G", "--time=10", "--parsable",
+               f"--output={folder}/{name}.log", "--export=ALL"]  # fmt: skip
+    return slurm("sbatch", *options, *(["--wait"] if wait else []), "scripts/swav_100ep_pretrain.sh", *small, **environ)
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_on_two_nodes_and_goes_on_after_usr1_and_requeue(patches, tmp_path):
+    """Ends in the weights of an undisturbed run."""
+    reason = reason_without_slurm()
+    if reason:
+        pytest.skip(reason)
+    submit(patches, tmp_path, "undisturbed", wait=True)
+    log = (tmp_path / "undisturbed.log").read_text()
+    assert re.search(r"batch +8 x 2 processes x 1 = 16 images", log), log
+
+    job = submit(patches, tmp_path, "disturbed", wait=False)
+    deadline = time.monotonic() + 120
+    while logged_steps(tmp_path / "disturbed") < 20 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    slurm("scancel", "--signal=USR1", job)  # what --signal=USR1@120 has Slurm do before the time limit
+    restarts = ""
+    while "Restarts=1" not in restarts and time.monotonic() < deadline:
+        time.sleep(0.5)
+        restarts = slurm("scontrol", "show", "job", job)
+    time.sleep(3)  # the old start's credential is revoked for a moment
+    slurm("scontrol", "update", f"jobid={job}", "StartTime=now")  # a requeued job would wait two minutes
+    log = ""
+    while "epoch 20/20  step 6/6" not in log and time.monotonic() < deadline:
+        time.sleep(0.5)
+        log = (tmp_path / "disturbed.log").read_text()
+    while slurm("squeue", "-h", "-j", job) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert "stopped by a signal after step" in log
+    assert "back into the queue" in log
+    assert "continuing from" in log
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
+
+
+@pytest.mark.slow
+def test_without_slurm_a_recipe_runs_on_this_machine(patches, tmp_path):
+    environ = {**os.environ, "NPROC": "2", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable,
+               "DATASET_PATH": str(patches / "train"), "EXPERIMENT_PATH": str(tmp_path)}  # fmt: skip
+    environ.pop("SLURM_JOB_ID", None)
+    flags = [*SMALL, "--epochs", "1", "--batch_size", "8", "--workers", "0", "--queue_length", "0"]
+    result = subprocess.run(
+        ["bash", "scripts/swav_400ep_single_node.sh", *flags],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"batch +8 x 2 processes", result.stdout)
+    assert (tmp_path / "checkpoint.pth.tar").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_rank_and_the_run_ends_as_if_undisturbed(patches, tmp_path):
+    extra = ("--epochs", 6, "--batch_size", 8, "--workers", 1, "--log_every", 1, "--save_every", 2)
+
+    def launcher(*options):
+        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+                f"--master_port={free_port()}", *options]  # fmt: skip
+
+    assert run(*command(patches, tmp_path / "a", *extra), launcher=launcher()).returncode == 0
+    process = start(command(patches, tmp_path / "b", *extra), launcher("--max_restarts=2"))
+    wait_for_steps(process, tmp_path / "b", 10)
+    ranks = [pid for pid in children_of(process.pid) if children_of(pid)]  # each has a loader's worker
+    os.kill(ranks[-1], signal.SIGKILL)
+    try:
+        output, _ = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        kill_everything(process)
+        raise
+    assert process.returncode == 0, output
+    assert "continuing from" in output
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_four_ranks_go_on_as_two_and_say_what_changes(patches, tmp_path):
+    extra = ("--epochs", 4, "--batch_size", 4, "--workers", 0, "--queue_length", 32, "--epoch_queue_starts", 0)
+
+    def launcher(processes):
+        return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+                f"--master_port={free_port()}"]  # fmt: skip
+
+    first = run(*command(patches, tmp_path, *extra, "--max_steps", 14), launcher=launcher(4))
+    assert first.returncode == 0, first.stderr
+    second = run(*command(patches, tmp_path, *extra, "--batch_size", 8), launcher=launcher(2))
+    assert second.returncode == 0, second.stderr
+    assert "resuming on 2 processes with 16 images a step what ran on 4 with 16" in second.stderr
+    assert re.search(r"epoch 4/4", second.stdout)
