@@ -7,6 +7,7 @@ A run is the --dump_path of a training or of an evaluation.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from src.checkpoints.store import NEUTRAL_SETTINGS
 from src.engine.monitor import number, read_log
 from src.errors import UserError
 from src.plots import comparison
+from src.settings import setting
 
 RESULTS = ("knn.json", "linear.json", "semisup.json", "cluster.json")
 
@@ -129,23 +131,26 @@ def reference(text: str) -> tuple[str, float]:
     return name, value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("Puts runs side by side.")
-    parser.add_argument("--runs", nargs="+", default=[], help="folders; plain words do as well")
-    parser.add_argument("--plot", default=None, help="PNG with the curves of losses and online accuracies")
-    parser.add_argument(
-        "--reference",
-        nargs="+",
-        default=[],
-        help="NAME=ACCURACY, such as a published one: a dashed line in the picture",
+@dataclass(frozen=True)
+class Settings:
+    """Comparison"""
+
+    runs: tuple[str, ...] = setting((), "folders of the runs; plain words do as well", empty=True)
+    plot: str | None = setting(None, "PNG with the curves of losses and online accuracies")
+    reference: tuple[str, ...] = setting(
+        (), "NAME=ACCURACY, such as a published one: a dashed line in the picture", empty=True
     )
-    parser.add_argument("--json", default=None, help="file for the table")
-    args, words = parser.parse_known_args(argv)
-    if any(word.startswith("-") for word in words):
-        parser.error(f"unknown argument {next(word for word in words if word.startswith('-'))}")
-    folders = [*words, *args.runs]
+    json: str | None = setting(None, "file for the table")
+
+
+SCRIPT = cli.Script("Puts runs side by side.", Settings(), positionals=("runs",))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = SCRIPT.parse(argv).settings
+    folders = args.runs
     if not folders:
-        parser.error("which runs? Give at least one folder")
+        raise UserError("which runs? Give at least one folder")
     references = dict(reference(text) for text in args.reference)
     runs = [read(Path(folder)) for folder in folders]
     rows = table(runs)
@@ -156,9 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot:
         drawn = {run.name: (run.train, run.evaluations) for run in runs if run.train}
         if len(drawn) < sum(bool(run.train) for run in runs):
-            parser.error("--plot: two of the folders have the same name")
+            raise UserError("--plot: two of the folders have the same name")
         if not drawn:
-            parser.error("--plot: none of the folders has a log of a training")
+            raise UserError("--plot: none of the folders has a log of a training")
         comparison(drawn, args.plot, references)
         print(f"curves: {args.plot}")
     return 0

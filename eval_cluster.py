@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,41 +23,53 @@ from src.errors import UserError
 from src.evaluation.class_heads import load_class_head
 from src.evaluation.clustering import class_prediction, clustering_scores, contingency, match
 from src.evaluation.features import extract_features
-from src.evaluation.subject import Subject, open_subject, open_weights
+from src.evaluation.subject import EvaluationSettings, Subject, open_subject, open_weights
 from src.parallel import collectives, launch
 from src.plots import cluster_mosaic, confusion_matrix
+from src.settings import setting
 
 
-def build_parser() -> cli.Parser:
-    parser = cli.Parser("Unsupervised classification.", positionals=("data_path", "pretrained"))
-    cli.add_evaluation_arguments(parser)
-    group = parser.add_argument_group("classes")
-    group.add_argument(
-        "--kmeans", type=cli.positive, help="so many clusters of the features, by k-means, whatever head there is"
+@dataclass(frozen=True)
+class ClassSettings:
+    """Classes"""
+
+    kmeans: int | None = setting(
+        None, "number of clusters of the features, by k-means, whatever head there is", at_least=1, at_most=1e8
     )
-    group.add_argument("--normalize", type=cli.boolean, default=True, help="features to unit length, before k-means")
-    group.add_argument("--act", choices=["relu", "gelu"], help="of TWIST's head, if the file does not tell")
-    group.add_argument("--tau", type=float, help="temperature of the head's probabilities; default: the run's")
-    group.add_argument("--batch_size", type=cli.positive, default=256, help="images for each process")
-    group.add_argument("--mosaic", type=cli.non_negative, default=12, help="clusters shown in clusters.png")
-    cli.add_device_arguments(parser)
-    return parser
+    normalize: bool = setting(True, "scale features to unit length before k-means")
+    act: str | None = setting(
+        None, "activation of TWIST's head, for files that do not tell it", choices=["relu", "gelu"]
+    )
+    tau: float | None = setting(
+        None, "temperature of the head's probabilities; default: the run's", above=0, at_most=1000
+    )
+    batch_size: int = setting(256, "number of images of each process in a batch", at_least=1, at_most=1e7)
+    mosaic: int = setting(12, "number of clusters shown in clusters.png", at_least=0, at_most=1e6)
+
+
+@dataclass(frozen=True)
+class Settings(EvaluationSettings):
+    """What eval_cluster.py has."""
+
+    classes: ClassSettings = ClassSettings()
+
+
+SCRIPT = cli.Script("Unsupervised classification.", Settings(), positionals=("data_path", "pretrained"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    if args.tau is not None and args.tau <= 0:
-        raise UserError("--tau must be positive")
-    world = launch.start(args.device, args.dist_url)
-    weights = open_weights(args)
+    settings = SCRIPT.parse(argv).settings
+    own, judged = settings.classes, settings.judged
+    world = launch.start(settings.device.device, settings.device.dist_url)
+    weights = open_weights(settings)
     head = None
-    if not args.kmeans:
-        head = load_class_head(args.pretrained, args.key, args.act) if args.pretrained else None
+    if not own.kmeans:
+        head = load_class_head(judged.pretrained, judged.key, own.act) if judged.pretrained else None
         if head is None:
             raise UserError("these weights have no head that makes classes: --kmeans N clusters their features")
-    subject = open_subject(args, weights, world.device)
-    if args.kmeans and args.kmeans > len(subject.test):
-        raise UserError(f"--kmeans {args.kmeans}: there are only {len(subject.test)} images")
+    subject = open_subject(settings, weights, world.device)
+    if own.kmeans and own.kmeans > len(subject.test):
+        raise UserError(f"--kmeans {own.kmeans}: there are only {len(subject.test)} images")
 
     if head is not None:
         how = f"the head's {head.classes} classes"
@@ -66,18 +79,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             subject.test,
             subject.view,
             subject.prepare,
-            args.workers,
-            args.tau or head.temperature,
-            args.batch_size,
+            settings.data.workers,
+            own.tau or head.temperature,
+            own.batch_size,
             "images",
         )
     else:
-        how = f"k-means with {args.kmeans} clusters"
-        loader = loader_of(subject.test, subject.view, args.batch_size, args.workers, world.device)
+        how = f"k-means with {own.kmeans} clusters"
+        loader = loader_of(subject.test, subject.view, own.batch_size, settings.data.workers, world.device)
         features, labels = extract_features(subject.backbone, loader, subject.prepare, "images")
-        confidence = by_kmeans(features, args.kmeans, args.normalize, args.seed) if world.is_main else features
+        assert own.kmeans is not None
+        confidence = by_kmeans(features, own.kmeans, own.normalize, judged.seed) if world.is_main else features
     if world.is_main:
-        report(args.dump_path, subject, how, confidence.cpu(), labels.cpu(), args.mosaic)
+        report(judged.dump_path, subject, how, confidence.cpu(), labels.cpu(), own.mosaic)
     collectives.barrier()
     return 0
 

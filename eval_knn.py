@@ -4,9 +4,11 @@ python eval_knn.py --data_path /path/to/imagenet --pretrained runs/swav/checkpoi
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -16,58 +18,70 @@ from src.data.loading import loader_of
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.knn import knn_predict, nearest_majority, over_ranks, top_k_accuracy
-from src.evaluation.subject import open_subject, open_weights
+from src.evaluation.subject import EvaluationSettings, open_subject, open_weights
 from src.parallel import collectives, launch
+from src.settings import replaced, setting
 
 
-def build_parser() -> cli.Parser:
-    parser = cli.Parser("k-nearest-neighbour classification of frozen features.")
-    cli.add_evaluation_arguments(parser)
-    group = parser.add_argument_group("kNN")
-    group.add_argument(
-        "--rule",
-        default="weighted",
+@dataclass(frozen=True)
+class KNNSettings:
+    """kNN"""
+
+    rule: str = setting(
+        "weighted",
+        "how neighbours vote. weighted: cosine similarity, nearer neighbours count more; majority: Euclidean distance "
+        "of raw features, one vote each, as in INTL and CW-RGP",
         choices=["weighted", "majority"],
-        help="weighted: cosine similarity, nearer neighbours count more; majority: Euclidean distance of raw features, "
-        "one vote each, as in INTL and CW-RGP",
     )
-    group.add_argument(
-        "--k", type=cli.positive, nargs="+", help="numbers of neighbours; default: 10 20 200 (weighted), 5 (majority)"
+    k: tuple[int, ...] = setting(
+        (10, 20, 200), "numbers of neighbours; default: 10 20 200 (weighted), 5 (majority)", at_least=1, at_most=1e9
     )
-    group.add_argument("--temperature", type=float, default=0.07, help="votes weigh exp(cosine / temperature)")
-    group.add_argument("--raw_pixels", action="store_true", help="compare pixels, not features: the plainest baseline")
-    group.add_argument("--batch_size", type=cli.positive, default=256, help="images for each process")
-    cli.add_device_arguments(parser)
-    return parser
+    temperature: float = setting(0.07, "votes weigh exp(cosine / temperature)", above=0, at_most=1000)
+    raw_pixels: bool = setting(False, "compare pixels, not features: the plainest baseline", switch=True)
+    batch_size: int = setting(256, "number of images of each process in a batch", at_least=1, at_most=1e7)
+
+
+@dataclass(frozen=True)
+class Settings(EvaluationSettings):
+    """What eval_knn.py has."""
+
+    knn: KNNSettings = KNNSettings()
+
+
+def complete(given: Mapping[str, Any]) -> Settings:
+    """What was given, with the defaults of the rule."""
+    usual = {"weighted": (10, 20, 200), "majority": (5,)}[given.get("rule", "weighted")]
+    return replaced(Settings(knn=KNNSettings(k=usual)), given)
+
+
+SCRIPT = cli.Script("k-nearest-neighbour classification of frozen features.", Settings(), complete=complete)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    if args.temperature <= 0:
-        raise UserError("--temperature must be positive")
-    args.k = args.k or {"weighted": [10, 20, 200], "majority": [5]}[args.rule]
-    world = launch.start(args.device, args.dist_url)
-    subject = open_subject(args, open_weights(args), world.device)
+    settings = SCRIPT.parse(argv).settings
+    own, data = settings.knn, settings.data
+    world = launch.start(settings.device.device, settings.device.dist_url)
+    subject = open_subject(settings, open_weights(settings), world.device)
     backbone, description = subject.backbone, subject.description
-    if args.raw_pixels:
+    if own.raw_pixels:
         backbone, description = nn.Flatten(), "raw pixels"
-    if max(args.k) > len(subject.train):
-        raise UserError(f"--k {max(args.k)}: there are only {len(subject.train)} training images")
+    if max(own.k) > len(subject.train):
+        raise UserError(f"--k {max(own.k)}: there are only {len(subject.train)} training images")
 
     (train_features, train_labels), (test_features, test_labels) = (
         extract_features(
             backbone,
-            loader_of(source, subject.view, args.batch_size, args.workers, world.device),
+            loader_of(source, subject.view, own.batch_size, data.workers, world.device),
             subject.prepare,
             name,
         )
         for name, source in (("training images", subject.train), ("test images", subject.test))
     )
-    common = {"ks": args.k, "num_classes": subject.num_classes}
-    if args.rule == "majority":
+    common: dict[str, Any] = {"ks": own.k, "num_classes": subject.num_classes}
+    if own.rule == "majority":
         predict = partial(nearest_majority, train_features, train_labels, **common)
     else:
-        predict = partial(knn_predict, train_features, train_labels, **common, temperature=args.temperature)
+        predict = partial(knn_predict, train_features, train_labels, **common, temperature=own.temperature)
     votes = over_ranks(predict, test_features)
     results = {
         str(k): {"top1": top_k_accuracy(scores, test_labels, 1), "top5": top_k_accuracy(scores, test_labels, 5)}
@@ -77,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{description}; {len(subject.train)} training and {len(subject.test)} test images")
         for k, result in results.items():
             print(f"{k:>5} nearest neighbours: top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %")
-        content = {"what": description, "data_path": args.data_path, "rule": args.rule, "knn": results}
+        content = {"what": description, "data_path": data.data_path, "rule": own.rule, "knn": results}
         text = json.dumps(content, indent=2).encode()
-        write_atomically(Path(args.dump_path) / "knn.json", lambda file: file.write(text))
+        write_atomically(Path(settings.judged.dump_path) / "knn.json", lambda file: file.write(text))
     collectives.barrier()
     return 0
 

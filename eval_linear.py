@@ -11,20 +11,12 @@ from collections.abc import Sequence
 
 from src import cli
 from src.evaluation import classification
+from src.evaluation.classifier_settings import LINEAR_SCRIPT as SCRIPT
 from src.evaluation.protocols import LINEAR
 
 
-def build_parser() -> cli.Parser:
-    return classification.build_parser(
-        "Linear classification of frozen features.",
-        LINEAR,
-        lr_flags=("--lr", "--learning_rate", "--lr_classifier"),
-        backbone_flags=("--lr_backbone",),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    return classification.run(build_parser(), LINEAR, "linear", argv)
+    return classification.run(SCRIPT, LINEAR, "linear", argv)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,12 @@ from collections.abc import Sequence
 
 from src import cli
 from src.evaluation import classification
+from src.evaluation.classifier_settings import SEMISUP_SCRIPT as SCRIPT
 from src.evaluation.protocols import SEMISUP
 
 
-def build_parser() -> cli.Parser:
-    return classification.build_parser(
-        "Fine-tuning with few labels.",
-        SEMISUP,
-        lr_flags=("--lr_last_layer", "--lr_classifier", "--learning_rate"),
-        backbone_flags=("--lr", "--lr_backbone"),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    return classification.run(build_parser(), SEMISUP, "semisup", argv)
+    return classification.run(SCRIPT, SEMISUP, "semisup", argv)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ get timm's. The ending of the file says whether it is PyTorch's format or safete
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,16 +18,30 @@ from safetensors.torch import save
 from src import cli
 from src.checkpoints.files import write_atomically
 from src.errors import UserError
-from src.models.pretrained import BackboneSpec, load_backbone
+from src.models.backbones import BackboneSpec
+from src.models.pretrained import load_backbone
+from src.settings import setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Export"""
+
+    checkpoint: str = setting("", "file to read", required=True)
+    out: str = setting("", "file to write: .pth, .pt or .safetensors", required=True)
+    arch: str | None = setting(None, "timm's name, for a published file that is no ResNet")
+    key: str = setting("auto", "entry of the file that holds the weights; auto finds it")
+
+
+SCRIPT = cli.Script(
+    "Writes the backbone of any checkpoint as a plain file that torchvision, timm and others read.",
+    Settings(),
+    positionals=("checkpoint", "out"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser((__doc__ or "").partition("\n")[0])
-    parser.add_argument("checkpoint", help="what to read")
-    parser.add_argument("out", help="what to write: .pth, .pt or .safetensors")
-    parser.add_argument("--arch", default=None, help="timm's name, for a published file that is no ResNet")
-    parser.add_argument("--key", default="auto", help="entry of the file that holds the weights; auto finds it")
-    args = parser.parse_args(argv)
+    args = SCRIPT.parse(argv).settings
     out = Path(args.out)
     if out.suffix not in (".pth", ".pt", ".safetensors"):
         raise UserError(f"{out}: expected a name that ends in .pth, .pt or .safetensors")

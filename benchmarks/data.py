@@ -22,8 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import Timing, by_turns, machine, table
-from src.cli import IMAGENET_MEAN, SWAV_STD
-from src.data.datasets import FolderImages
+from src.data.datasets import IMAGENET_MEAN, SWAV_STD, FolderImages
 from src.data.loading import Position, ToDevice, ViewDataset, collate
 from src.data.patches import cut_patches
 from src.data.view_sets import multi_crop

@@ -29,8 +29,7 @@ from benchmarks.data import paper_transform, write_images
 from benchmarks.step import RECIPES as STEP_RECIPES
 from benchmarks.step import our_training, plain_step_on
 from benchmarks.timing import machine, wait_for_device
-from src.cli import IMAGENET_MEAN, SWAV_STD, colours_on_device
-from src.data.datasets import FolderImages, Subset
+from src.data.datasets import IMAGENET_MEAN, SWAV_STD, FolderImages, Subset, TrainingDataSettings
 from src.data.loading import Batch, ResumableBatches, ToDevice, ViewDataset, make_loader
 from src.data.view_sets import multi_crop
 from src.data.views import RandomView
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
-    on_device = colours_on_device(args.augment_on, device)
+    on_device = TrainingDataSettings(augment_on=args.augment_on).colours_on(device)
     _, _, on_cpu, on_gpu, _ = STEP_RECIPES[args.recipe]
     size = args.batch_size or (on_gpu if device.type == "cuda" else on_cpu)
     image_size, crops = DATA_RECIPES[args.recipe]

@@ -11,6 +11,7 @@ with ImageNet's mean and deviation (the configurations' PIXEL_MEAN, PIXEL_STD, F
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,15 +26,28 @@ from src.checkpoints.files import write_atomically
 from src.checkpoints.layouts import resnet_in
 from src.errors import UserError
 from src.models.pretrained import load_backbone
+from src.settings import setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Conversion"""
+
+    checkpoint: str = setting("", "file to read", required=True)
+    out: str = setting("", "file to write: a .pkl for detectron2, a .pth with torchvision's names", required=True)
+    to: str = setting("detectron2", "whose names to use", choices=["detectron2", "torchvision"])
+    key: str = setting("auto", "entry of the file that holds the weights; auto finds it")
+
+
+SCRIPT = cli.Script(
+    "Writes the backbone of any checkpoint under the names of detectron2 or torchvision.",
+    Settings(),
+    positionals=("checkpoint", "out"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser((__doc__ or "").partition("\n")[0])
-    parser.add_argument("checkpoint", help="what to read")
-    parser.add_argument("out", help="what to write: a .pkl for detectron2, a .pth with torchvision's names")
-    parser.add_argument("--to", default="detectron2", choices=["detectron2", "torchvision"], help="whose names")
-    parser.add_argument("--key", default="auto", help="entry of the file that holds the weights; auto finds it")
-    args = parser.parse_args(argv)
+    args = SCRIPT.parse(argv).settings
     out, ending = Path(args.out), ".pkl" if args.to == "detectron2" else ".pth"
     if out.suffix != ending:
         raise UserError(f"{out}: expected a name that ends in {ending}")

@@ -9,7 +9,8 @@ schedule for 16 images a step, with synchronised batch norm on GPUs and everythi
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +27,65 @@ from detection.boxes import Boxes, open_coco, open_voc
 from src import cli
 from src.checkpoints.files import describe_mismatch, read_file, write_atomically
 from src.checkpoints.layouts import resnet_in
+from src.engine.seeding import seed_everything
 from src.errors import Diverged, UserError
 from src.models.pretrained import load_backbone
 from src.optim.schedules import multistep
 from src.parallel import collectives, launch
+from src.parallel.launch import DeviceSettings
+from src.settings import replaced, setting
 
 FORMAT = "ssl-vision-detection/1"
 
 
-def build_parser() -> cli.Parser:
-    parser = cli.Parser("Trains torchvision's detectors on a pre-trained ResNet.")
-    parser.add_argument("--pretrained", default="", help="any checkpoint of a ResNet; empty: random weights")
-    parser.add_argument("--key", default="auto", help="entry of the file that holds the weights; auto finds it")
-    parser.add_argument("--arch", default="resnet50", help="of random weights; a checkpoint tells its own")
-    parser.add_argument("--model", default="fasterrcnn", choices=["fasterrcnn", "retinanet"], help="with an FPN")
-    parser.add_argument("--dataset", default="coco", choices=["coco", "voc"], help="COCO 2017, or VOC 2007 + 2012")
-    parser.add_argument("--data_path", default="datasets", help="the folder that holds coco or VOC2007 and VOC2012")
-    parser.add_argument("--dump_path", default=".", help="folder of checkpoints and results")
-    parser.add_argument("--iterations", type=cli.positive, default=90000, help="in all")
-    parser.add_argument("--steps", type=int, nargs="*", default=[60000, 80000], help="iterations at which lr is x 0.1")
-    parser.add_argument("--warmup", type=cli.non_negative, default=1000, help="iterations of linear warm-up")
-    parser.add_argument("--batch_size", type=cli.positive, default=16, help="images of a step, over all processes")
-    parser.add_argument("--lr", type=float, default=0.02, help="learning rate")
-    parser.add_argument("--wd", type=float, default=1e-4, help="weight decay")
-    parser.add_argument("--min_size", type=int, nargs="+", help="short sides; default: 640..800, VOC 480..800")
-    parser.add_argument("--save_every", type=cli.positive, default=5000, help="iterations")
-    parser.add_argument("--log_every", type=cli.positive, default=50, help="iterations")
-    parser.add_argument("--eval_only", action="store_true", help="judge the newest checkpoint of --dump_path")
-    parser.add_argument("--workers", type=cli.non_negative, default=4, help="loader processes for each rank")
-    parser.add_argument("--seed", type=cli.non_negative, default=0, help="of new weights and the order of images")
-    cli.add_device_arguments(parser)
-    return parser
+@dataclass(frozen=True)
+class DetectionSettings:
+    """Detection"""
+
+    pretrained: str = setting("", "any checkpoint of a ResNet; without one the weights are random")
+    key: str = setting("auto", "entry of the file that holds the weights; auto finds it")
+    arch: str = setting("resnet50", "architecture of random weights; a checkpoint tells its own")
+    model: str = setting("fasterrcnn", "detector, with an FPN", choices=["fasterrcnn", "retinanet"])
+    dataset: str = setting("coco", "COCO 2017, or VOC 2007 + 2012", choices=["coco", "voc"])
+    data_path: str = setting("datasets", "the folder that holds coco or VOC2007 and VOC2012")
+    dump_path: str = setting(".", "folder of checkpoints and results")
+    iterations: int = setting(90000, "number of steps", at_least=1, at_most=1e9)
+    steps: tuple[int, ...] = setting(
+        (60000, 80000), "steps at which the learning rate is multiplied by 0.1", empty=True, at_least=0, at_most=1e9
+    )
+    warmup: int = setting(1000, "number of steps of linear warm-up", at_least=0, at_most=1e9)
+    batch_size: int = setting(16, "number of images in a batch, over all processes", at_least=1, at_most=1e6)
+    lr: float = setting(0.02, "learning rate", above=0, at_most=1e6)
+    wd: float = setting(1e-4, "weight decay", at_least=0, at_most=1e3)
+    min_size: tuple[int, ...] = setting(
+        tuple(range(640, 801, 32)), "short sides of the images in pixels; default: 640 to 800, VOC 480 to 800",
+        at_least=1, at_most=1e5,
+    )  # fmt: skip
+    save_every: int = setting(5000, "number of steps from one checkpoint to the next", at_least=1, at_most=1e9)
+    log_every: int = setting(50, "number of steps from one log line to the next", at_least=1, at_most=1e9)
+    eval_only: bool = setting(False, "judge the newest checkpoint of --dump_path", switch=True)
+    workers: int = setting(4, "loader processes of each rank", at_least=0, at_most=1024)
+    seed: int = setting(0, "seed of new weights and of the order of images", at_least=0, at_most=2**32 - 1)
 
 
-def build_model(args: Any, classes: int, synchronise: bool) -> nn.Module:
+@dataclass(frozen=True)
+class Settings:
+    """What this script has."""
+
+    detection: DetectionSettings = DetectionSettings()
+    device: DeviceSettings = DeviceSettings()
+
+
+def complete(given: Mapping[str, Any]) -> Settings:
+    """What was given, with the image sizes of the data set."""
+    sizes = tuple(range(480 if given.get("dataset") == "voc" else 640, 801, 32))
+    return replaced(Settings(DetectionSettings(min_size=sizes)), given)
+
+
+SCRIPT = cli.Script("Trains torchvision's detectors on a pre-trained ResNet.", Settings(), complete=complete)
+
+
+def build_model(args: DetectionSettings, classes: int, synchronise: bool) -> nn.Module:
     """The detector with the checkpoint's backbone; raises UserError where they do not fit."""
     from torchvision.models import detection
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -95,7 +121,7 @@ def build_model(args: Any, classes: int, synchronise: bool) -> nn.Module:
     return detection.FasterRCNN(backbone, classes + 1, **sizes)
 
 
-def open_data(args: Any, training: bool) -> Boxes:
+def open_data(args: DetectionSettings, training: bool) -> Boxes:
     root = Path(args.data_path)
     if args.dataset == "coco":
         return open_coco(root, "train2017" if training else "val2017", training)
@@ -144,7 +170,7 @@ def collate(samples: list[Any]) -> tuple[list[Tensor], list[dict[str, Tensor]], 
 
 
 @torch.no_grad()
-def judge(model: nn.Module, data: Boxes, args: Any, world: launch.World) -> dict[str, float]:
+def judge(model: nn.Module, data: Boxes, args: DetectionSettings, world: launch.World) -> dict[str, float]:
     """AP over all test images, which the ranks share."""
     model.eval()
     mine = range(world.rank, len(data), world.size)
@@ -162,16 +188,14 @@ def judge(model: nn.Module, data: Boxes, args: Any, world: launch.World) -> dict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    args.min_size = args.min_size or list(range(640 if args.dataset == "coco" else 480, 801, 32))
-    if args.lr <= 0 or args.wd < 0:
-        raise UserError("--lr must be positive, --wd not negative")
+    settings = SCRIPT.parse(argv).settings
+    args = settings.detection
     test = open_data(args, training=False)
     train = None if args.eval_only else open_data(args, training=True)
-    world = launch.start(args.device, args.dist_url)
+    world = launch.start(settings.device.device, settings.device.dist_url)
     if args.batch_size % world.size:
         raise UserError(f"--batch_size {args.batch_size} cannot be shared out over {world.size} processes")
-    cli.seed_everything(args.seed)
+    seed_everything(args.seed)
     model = build_model(args, test.classes, world.size > 1 and world.device.type == "cuda").to(world.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.wd)
     folder = Path(args.dump_path)
@@ -206,7 +230,12 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> i
 
 
 def fit(
-    args: Any, model: nn.Module, optimizer: torch.optim.Optimizer, train: Boxes, step: int, world: launch.World
+    args: DetectionSettings,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: Boxes,
+    step: int,
+    world: launch.World,
 ) -> None:
     """Trains from iteration ``step`` to the end, and saves."""
     wrapped = model

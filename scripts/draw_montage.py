@@ -5,6 +5,7 @@ scripts/draw_montage.py --data_path data/photographs --out docs/montage.png
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,17 +21,29 @@ from src.data.view_sets import GRIDS, w2ssl
 from src.errors import UserError
 from src.ops.montage import deal_out
 from src.plots import montage_figure
+from src.settings import setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Picture"""
+
+    data_path: str = setting("", "a folder of images", required=True)
+    out: str = setting("montage.png", "the picture to write")
+    grid: str = setting("1x2", "parts of an image, rows x columns", choices=GRIDS)
+    images: int = setting(4, "number of images, a multiple of 4", at_least=4, at_most=1024)
+    crop_size: int = setting(112, "side of a patch in pixels", at_least=8, at_most=2048)
+    seed: int = setting(0, "seed of the draws", at_least=0, at_most=2**32 - 1)
+
+
+SCRIPT = cli.Script(
+    "Draws how W2SSL makes montages of a folder of images.",
+    Settings(),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser((__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data_path", required=True, help="a folder of images")
-    parser.add_argument("--out", default="montage.png", help="the picture")
-    parser.add_argument("--grid", default="1x2", choices=GRIDS, help="parts of an image, rows x columns")
-    parser.add_argument("--images", type=cli.positive, default=4, help="a multiple of 4")
-    parser.add_argument("--crop_size", type=cli.positive, default=112, help="pixels of a patch")
-    parser.add_argument("--seed", type=cli.non_negative, default=0, help="of the draws")
-    args = parser.parse_args(argv)
+    args = SCRIPT.parse(argv).settings
     if args.images % 4:
         raise UserError(f"--images {args.images}: expected a multiple of 4")
     source = evenly_spread(open_images("folder", args.data_path), args.images)

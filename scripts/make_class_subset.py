@@ -10,6 +10,7 @@ ImageNet-100.
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,15 +19,27 @@ sys.path.insert(0, str(ROOT))
 from src import cli
 from src.data.datasets import find_split
 from src.errors import UserError
+from src.settings import setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Subset"""
+
+    data_path: str = setting("", "the folder that holds train and val", required=True)
+    out: str = setting("", "the new folder", required=True)
+    classes: str = setting(str(ROOT / "scripts" / "imagenet100.txt"), "list of the classes, one on each line")
+    copy: bool = setting(False, "copy the images instead of linking their folders", switch=True)
+
+
+SCRIPT = cli.Script(
+    "Makes a data set of some classes of another one, such as ImageNet-100 of ImageNet.",
+    Settings(),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(__doc__.splitlines()[0])
-    parser.add_argument("--data_path", required=True, help="the folder that holds train and val")
-    parser.add_argument("--out", required=True, help="the new folder")
-    parser.add_argument("--classes", default=str(ROOT / "scripts" / "imagenet100.txt"), help="a class on each line")
-    parser.add_argument("--copy", action="store_true", help="copy the images instead of linking their folders")
-    args = parser.parse_args(argv)
+    args = SCRIPT.parse(argv).settings
     try:
         classes = Path(args.classes).read_text().split()
     except OSError as error:

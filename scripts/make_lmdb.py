@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from src.data.datasets import DATASETS, ImageSource, open_images
 from src.data.folder import FolderImages
 from src.data.lmdb_file import FORMAT, image_key, import_lmdb
 from src.errors import UserError
+from src.settings import setting
 
 PER_COMMIT = 1000  # what an interruption can cost
 
@@ -107,13 +109,24 @@ def write(source: ImageSource, out: Path) -> int:
     return found
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Writing"""
+
+    data_path: str = setting("", "the images, as for training", required=True)
+    dataset: str = setting("folder", "kind of data that is there", choices=DATASETS)
+    split: str = setting("train", "split of a torchvision set", choices=["pretrain", "train", "test"])
+    out: str = setting("", "the file to write, such as train.lmdb", required=True)
+
+
+SCRIPT = cli.Script(
+    "Writes images into one LMDB file.",
+    Settings(),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser((__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data_path", required=True, help="the images: as for training")
-    parser.add_argument("--dataset", default="folder", choices=DATASETS, help="what is there")
-    parser.add_argument("--split", default="train", choices=["pretrain", "train", "test"], help="of a torchvision set")
-    parser.add_argument("--out", required=True, help="the file to write, such as train.lmdb")
-    args = parser.parse_args(argv)
+    args = SCRIPT.parse(argv).settings
     source = open_images(args.dataset, args.data_path, args.split)
     out = Path(args.out)
     found = write(source, out)

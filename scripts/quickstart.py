@@ -150,7 +150,7 @@ def draw(patches: Path, run: Path, out: Path, checkpoint: Path, baseline: float)
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=cli.positive, default=12, help="more simply gets better (default: 12)")
+    parser.add_argument("--epochs", type=int, default=12, help="more simply gets better (default: 12)")
     parser.add_argument("--out", default="runs/quickstart", help="folder of the results (default: runs/quickstart)")
     args = parser.parse_args(argv)
     started = time.monotonic()

@@ -1,19 +1,22 @@
-"""What the main_*.py scripts share: images and batches from the flags, a placed method, online evaluation, the run."""
+"""What the main_*.py scripts share: the settings that all have, images and batches, a placed method, the run itself."""
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
-from . import cli
+from .checkpoints.files import write_settings
 from .checkpoints.store import CheckpointStore
+from .cli import Call, boolean
 from .clock import Clock
 from .data.datasets import (
     OWN_SETS,
     ImageSource,
+    TrainingDataSettings,
     evenly_spread,
     find_val_beside,
     first_images,
@@ -22,32 +25,137 @@ from .data.datasets import (
     require_labels,
 )
 from .data.loading import Batch, ResumableBatches, ToDevice, ViewDataset, Views, make_loader
-from .data.views import CentreView
+from .data.views import CentreView, View
 from .engine.loop import Evaluation, Schedule, Training
-from .engine.method import Method
+from .engine.method import Method, Scale
 from .engine.monitor import Monitor
-from .engine.precision import Precision, choose_precision
+from .engine.precision import Precision, PrecisionSettings, choose_precision
+from .engine.seeding import seed_everything
 from .errors import UserError
-from .evaluation.knn import KNNEvaluation
-from .models.backbones import checkpoint_activations, residual_blocks
+from .evaluation.knn import KNNEvaluation, OnlineKNNSettings
+from .models.backbones import BackboneSpec, checkpoint_activations, residual_blocks
 from .parallel import launch
+from .parallel.launch import DeviceSettings
 from .parallel.sharding import shard
+from .settings import Word, flat, setting
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """The processes and the data of a pre-training.
+class RunSettings:
+    """Run"""
+
+    dump_path: str = setting(
+        ".", "folder of the run: checkpoints, logs, settings", flags=["--output_dir", "--save_dir"]
+    )
+    resume: str = setting(
+        "auto",
+        "auto: continue from the newest readable checkpoint in --dump_path; never: refuse to start if there is one; or "
+        "the path of a checkpoint, or of another run's folder, to continue from",
+        spellings={"": "auto"},
+    )
+    env_name: str = setting("", "name of the run; shown in its first lines")
+    seed: int = setting(31, "seed of the initial weights and of every draw", at_least=0, at_most=2**32 - 1)
+    checkpoint_freq: int = setting(25, "keep a checkpoint every so many epochs", at_least=1, at_most=1e9)
+    keep_last: int = setting(2, "number of newest checkpoints that are kept besides", at_least=1, at_most=1e9)
+    save_every: int = setting(0, "also save every so many steps inside an epoch; 0 = never", at_least=0, at_most=1e12)
+    log_every: int = setting(
+        50, "number of steps from one log line to the next", flags=["--print_freq", "-p"], at_least=1, at_most=1e12
+    )
+    max_steps: int | None = setting(None, "stop after so many steps in all", at_least=1, at_most=1e12)
+    tensorboard: bool = setting(True, "write TensorBoard event files")
+    deterministic: bool = setting(
+        False,
+        "use only deterministic GPU kernels: slower, and needed there for a bit-exact resume",
+        switch=True,
+        words=[Word("--determine", "TWIST's flag for it: 0 or 1", lambda w: {"deterministic": boolean(w[0])}, nargs=1)],
+    )
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """Speed and memory"""
+
+    compile: bool = setting(False, "compile the backbone (torch.compile)", switch=True)
+    checkpoint_activations: bool = setting(
+        False,
+        "recompute activations in the backward pass: one more forward pass, a fraction of the memory",
+        switch=True,
+    )
+    shard: bool = setting(
+        False,
+        "share parameters, gradients and optimiser state out over the processes (FSDP2), for resnet50w4 and w5",
+        switch=True,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and how its steps are made.
 
     Attributes:
-        args: the flags.
+        batch_size: images of a forward pass of each process; or of all processes together, where ``in_all``.
+        accumulate: batches a step.
+        clip_norm: bound on the gradient norm; 0 = none.
+    """
+
+    epochs: int
+    batch_size: int
+    in_all: bool
+    accumulate: int = 1
+    clip_norm: float = 0.0
+
+    def batch_of_a_process(self, world_size: int) -> int:
+        if not self.in_all:
+            return self.batch_size
+        if self.batch_size % world_size:
+            raise UserError(f"a batch of {self.batch_size} cannot be shared out over {world_size} processes")
+        return self.batch_size // world_size
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """What every script has; each adds its method, views and optimisation."""
+
+    method: str
+    data: TrainingDataSettings = TrainingDataSettings()
+    backbone: BackboneSpec = BackboneSpec()
+    run: RunSettings = RunSettings()
+    knn: OnlineKNNSettings = OnlineKNNSettings()
+    device: DeviceSettings = DeviceSettings()
+    precision: PrecisionSettings = PrecisionSettings()
+    speed: SpeedSettings = SpeedSettings()
+
+    @property
+    def plan(self) -> Plan:
+        raise NotImplementedError  # every script has its own names for these
+
+    @property
+    def training_size(self) -> int:
+        """Side of the first training view in pixels; evaluated images are cut to it."""
+        raise NotImplementedError  # likewise
+
+
+S = TypeVar("S", bound=PretrainingSettings)
+
+
+@dataclass(frozen=True)
+class Pretraining(Generic[S]):
+    """The processes and the data of a pre-training, and everything else that its settings became.
+
+    Attributes:
+        call: the command line.
+        batch_size: images of a forward pass of this process.
         train_path: where the training images are.
         source: all of them.
         images: those that are used.
+        scale: the sizes that a method depends on.
+        eval_view: how evaluated images are cut.
     """
 
-    args: argparse.Namespace
+    call: Call[S]
     world: launch.World
     precision: Precision
+    batch_size: int
     train_path: str | Path
     source: ImageSource
     images: ImageSource
@@ -55,123 +163,153 @@ class Pretraining:
     clock: Clock
     loader: "DataLoader[Batch]"
     prepare: ToDevice
+    scale: Scale
+    eval_view: CentreView
+
+    @property
+    def settings(self) -> S:
+        return self.call.settings
+
+    @property
+    def step_batch(self) -> int:
+        """Images of a step, over all processes and accumulated parts."""
+        return self.batch_size * self.world.size * self.settings.plan.accumulate
+
+    def derived(self) -> dict[str, Any]:
+        """What the settings became on these processes."""
+        return {
+            "method": self.settings.method,
+            "batch_size": self.batch_size,
+            "accumulate": self.settings.plan.accumulate,
+            "clip_norm": self.settings.plan.clip_norm,
+            "eval_size": self.eval_view.size,
+            "eval_resize": self.eval_view.resize,
+        }
 
 
-def start(
-    args: argparse.Namespace, views: Views, train_path: str | Path, batch_in_all: int | None = None
-) -> Pretraining:
-    """Joins the other processes and opens the images; reads the groups of :mod:`src.cli`, and the flags
-    ``--size_dataset``, ``--batch_size``, ``--accumulate`` and ``--epochs``.
+def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: bool = False) -> Pretraining[S]:
+    """Joins the other processes and opens the images.
 
-    ``batch_in_all``, where it is given, is shared out over the processes and becomes ``args.batch_size``.
+    Args:
+        views: what is cut out of an image.
+        train_path: where the training images are.
+        can_shard: whether ``--shard`` works with this method.
     """
-    world = launch.start(args.device, args.dist_url)
-    if batch_in_all is not None:
-        if batch_in_all % world.size:
-            raise UserError(f"a batch of {batch_in_all} cannot be shared out over {world.size} processes")
-        args.batch_size = batch_in_all // world.size
-    precision = choose_precision(args.precision, world.device)
-    source = open_images(args.dataset, train_path, "pretrain", args.download)
-    images = first_images(source, args.size_dataset)
-    batches = ResumableBatches(len(images), args.batch_size, rank=world.rank, world_size=world.size)
-    steps_per_epoch = len(batches) // args.accumulate
+    settings = call.settings
+    if settings.speed.shard and not can_shard:
+        raise UserError("--shard is there for SwAV only")
+    plan, data, device = settings.plan, settings.data, settings.device
+    world = launch.start(device.device, device.dist_url)
+    batch_size = plan.batch_of_a_process(world.size)
+    precision = choose_precision(settings.precision.precision, world.device)
+    source = open_images(data.dataset, train_path, "pretrain", data.download)
+    images = first_images(source, data.size_dataset)
+    batches = ResumableBatches(len(images), batch_size, rank=world.rank, world_size=world.size)
+    steps_per_epoch = len(batches) // plan.accumulate
     if steps_per_epoch == 0:
-        raise UserError(f"--accumulate {args.accumulate}: an epoch has only {len(batches)} batches")
-    on_device = cli.colours_on_device(args.augment_on, world.device)
+        raise UserError(f"--accumulate {plan.accumulate}: an epoch has only {len(batches)} batches")
     loader = make_loader(
-        ViewDataset(images, views, args.seed, colours_on_device=on_device),
+        ViewDataset(images, views, settings.run.seed, colours_on_device=data.colours_on(world.device)),
         batches,
-        workers=args.workers,
+        workers=data.workers,
         pin_memory=world.device.type == "cuda",
     )
-    cli.seed_everything(args.seed, args.deterministic)  # the weights are made next
+    seed_everything(settings.run.seed, settings.run.deterministic)  # the weights are made next
+    rows = steps_per_epoch * plan.accumulate * batch_size
+    scale = Scale(batch_size, world.size, len(images), rows, settings.run.seed, world.device)
     return Pretraining(
-        args,
+        call,
         world,
         precision,
+        batch_size,
         train_path,
         source,
         images,
         batches,
-        Clock(steps_per_epoch, args.epochs),
+        Clock(steps_per_epoch, plan.epochs),
         loader,
-        ToDevice(world.device, args.mean, args.std),
+        ToDevice(world.device, data.mean, data.std),
+        scale,
+        settings.knn.view(settings.training_size),
     )
 
 
-def place(run: Pretraining, method: Method) -> None:
-    """Brings a method to its device, with the flags of :func:`src.cli.add_speed_arguments`."""
-    args, world = run.args, run.world
+def place(run: Pretraining[S], method: Method) -> None:
+    """Brings a method to its device, with what :class:`SpeedSettings` ask for."""
+    speed, world = run.settings.speed, run.world
     method.to(world.device)
-    if not args.shard:  # FSDP2 cuts up plain layouts only
+    if not speed.shard:  # FSDP2 cuts up plain layouts only
         method.to(memory_format=torch.channels_last)
-    if args.checkpoint_activations:
+    if speed.checkpoint_activations:
         checkpoint_activations(method.backbone)
-    if args.compile:
+    if speed.compile:
         method.backbone.compile(dynamic=False)
-    if args.shard:
+    if speed.shard:
         shard(method, method.backbone, residual_blocks(method.backbone), world.device)
-    torch.manual_seed(args.seed + world.rank)  # from here on (dropout, drop path) ranks differ
+    torch.manual_seed(run.settings.run.seed + world.rank)  # from here on (dropout, drop path) ranks differ
 
 
-def validation_images(run: Pretraining) -> ImageSource:
+def validation_images(run: Pretraining[S]) -> ImageSource:
     """The labelled images of ``--val_path``, or of the folder beside the training images."""
-    args = run.args
-    if args.dataset in OWN_SETS:
-        return open_labelled(args.dataset, args.val_path or find_val_beside(args.dataset, run.train_path))
-    return open_images(args.dataset, run.train_path, "test")
+    data, val_path = run.settings.data, run.settings.knn.val_path
+    if data.dataset in OWN_SETS:
+        return open_labelled(data.dataset, val_path or find_val_beside(data.dataset, run.train_path))
+    return open_images(data.dataset, run.train_path, "test")
 
 
-def validation_view(args: argparse.Namespace) -> CentreView:
-    return CentreView(args.eval_size, args.eval_resize)
-
-
-def online_knn(run: Pretraining, method: Method) -> list[Evaluation]:
+def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
     """kNN from the training images to the validation images every ``--knn_freq`` epochs; nothing when that is 0."""
-    args = run.args
-    if not args.knn_freq:
+    data, knn = run.settings.data, run.settings.knn
+    if not knn.knn_freq:
         return []
     val = validation_images(run)
-    if args.dataset in OWN_SETS:
+    if data.dataset in OWN_SETS:
         require_labels(run.source, run.train_path)
         train = run.source
     else:
-        train = open_images(args.dataset, run.train_path, "train")
-    knn = KNNEvaluation(
-        evenly_spread(train, args.knn_train_images),
+        train = open_images(data.dataset, run.train_path, "train")
+    evaluation = KNNEvaluation(
+        evenly_spread(train, knn.knn_train_images),
         val,
-        validation_view(args),
+        run.eval_view,
         run.prepare,
-        k=args.knn_k,
-        workers=args.workers,
-        majority=args.knn_rule == "majority",
+        k=knn.knn_k,
+        workers=data.workers,
+        majority=knn.knn_rule == "majority",
     )
-    return [Evaluation(args.knn_freq, lambda: knn(method.backbone))]
+    return [Evaluation(knn.knn_freq, lambda: evaluation(method.backbone))]
 
 
 def train(
-    run: Pretraining,
+    run: Pretraining[S],
     method: Method,
     optimizer: torch.optim.Optimizer,
     schedules: Mapping[str, Schedule],
-    evaluations: Sequence[Evaluation],
     echo: Callable[[Monitor], None],
+    *,
+    evaluations: Sequence[Evaluation] = (),
     backbone_file: str | None = None,
+    derived: Mapping[str, Any] | None = None,
     identity: Sequence[str] = (),
 ) -> int:
     """The run itself; returns the exit code.
 
     Args:
-        evaluations: what is judged after epochs.
         echo: says what is about to happen.
+        evaluations: what is judged after epochs besides the online kNN.
+        derived: what else the settings became; kept in checkpoints and in ``settings.json``.
         backbone_file, identity: see :class:`src.checkpoints.store.CheckpointStore`.
     """
-    args = run.args
+    settings, became = run.settings, {**run.derived(), **(derived or {})}
+    options, folder = settings.run, settings.run.dump_path
+    evaluations = [*online_knn(run, method), *evaluations]
     checkpoints = CheckpointStore(
-        args.dump_path, vars(args), args.checkpoint_freq, args.keep_last, identity, backbone_file
+        folder, {**flat(settings), **became}, options.checkpoint_freq, options.keep_last, identity, backbone_file
     )
-    monitor = Monitor(args.dump_path, args.tensorboard)
-    monitor.say(cli.command_line())
+    monitor = Monitor(folder, options.tensorboard)
+    monitor.say(run.call.command)
+    if options.env_name:
+        monitor.say(f"run        {options.env_name}")
     echo(monitor)
     training = Training(
         method=method,
@@ -185,31 +323,49 @@ def train(
         precision=run.precision,
         monitor=monitor,
         checkpoints=checkpoints,
-        accumulate=args.accumulate,
-        clip_norm=args.clip_norm,
+        accumulate=settings.plan.accumulate,
+        clip_norm=settings.plan.clip_norm,
         evaluations=evaluations,
-        log_every=args.log_every,
-        save_every=args.save_every,
-        max_steps=args.max_steps,
+        log_every=options.log_every,
+        save_every=options.save_every,
+        max_steps=options.max_steps,
     )
     try:
-        training.restore(args.resume)
+        training.restore(options.resume)
         if run.world.is_main:
-            cli.save_settings(args.dump_path, args)
+            became = {**became, "precision": run.precision.name, "device": str(run.world.device)}
+            write_settings(folder, run.call.command, run.call.given, flat(settings), became, run.world.size)
         stopped_by = training.run()
     finally:
         monitor.close()
     return 0 if stopped_by is None else 128 + stopped_by
 
 
-def echo_data(run: Pretraining, monitor: Monitor, crops: str) -> None:
+# ------------------------------------------------------------------------------------------------- the echo
+
+
+def echo_data(run: Pretraining[S], monitor: Monitor, crops: str) -> None:
     """The lines about images and batches that all methods have."""
-    args, clock = run.args, run.clock
-    batch = args.batch_size * run.world.size * args.accumulate
-    monitor.say(f"data       {len(run.images)} images of {run.train_path} ({args.dataset}), crops {crops}")
+    settings, clock = run.settings, run.clock
+    accumulate = settings.plan.accumulate
+    monitor.say(f"data       {len(run.images)} images of {run.train_path} ({settings.data.dataset}), crops {crops}")
     monitor.say(
-        f"batch      {args.batch_size} x {run.world.size} processes x {args.accumulate} = {batch} images; "
+        f"batch      {run.batch_size} x {run.world.size} processes x {accumulate} = {run.step_batch} images; "
         f"{clock.steps_per_epoch} steps an epoch, {clock.total_steps} in all"
     )
-    if args.precision == "auto" and run.precision.name == "fp32":
+    if settings.precision.precision == "auto" and run.precision.name == "fp32":
         monitor.say("precision  fp32: on the CPU it is faster than 16 bits (--precision bf16 insists)")
+
+
+def echo_model(run: Pretraining[S], monitor: Monitor, method: nn.Module, more: str = "") -> None:
+    """The line about the networks; ``more`` goes between the number of parameters and the precision."""
+    settings = run.settings
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    size = f"{trained / 1e6:.1f} M parameters{', ' if more else ''}{more}"
+    monitor.say(f"model      {settings.method}, {settings.backbone.arch}, {size}, {run.precision.name}")
+
+
+def crops_in_words(views: Sequence[View]) -> str:
+    """``2x224 + 6x96``."""
+    sizes = [view.size for view in views]
+    return " + ".join(f"{sizes.count(size)}x{size}" for size in dict.fromkeys(sizes))

@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import json
 import os
 import shutil
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor
 
 from ..errors import UserError
@@ -56,6 +58,36 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_settings(
+    folder: str | Path,
+    command: str,
+    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    derived: Mapping[str, Any],
+    world_size: int,
+) -> None:
+    """Writes ``settings.json``.
+
+    Args:
+        folder: the run's.
+        command: the command line.
+        given: what the user typed, by name; ``--config`` reads it.
+        arguments: every setting, with its default where the user gave nothing.
+        derived: what the settings became: batch of a process, precision, ...
+        world_size: number of processes.
+    """
+    content = {
+        "command": command,
+        "given": dict(given),
+        "arguments": dict(arguments),
+        "derived": dict(derived),
+        "world_size": world_size,
+        "versions": {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
+    }
+    text = json.dumps(content, indent=2, sort_keys=True).encode()
+    write_atomically(Path(folder) / "settings.json", lambda file: file.write(text))
 
 
 def link(source: Path, target: Path) -> None:

@@ -4,9 +4,11 @@ Of a set of one's own (a folder, an LMDB file, shards) a path is one split; a na
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from PIL import Image
 
 from .folder import FolderImages
@@ -16,6 +18,14 @@ from .named import TORCHVISION_SETS, TorchvisionImages
 from .shards import ShardImages
 from .tiny_imagenet import TinyImageNetImages
 from ..errors import UserError
+from ..settings import Word, setting
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SWAV_STD = (0.228, 0.224, 0.225)  # the red channel with which SwAV was published
+
+_Channels = tuple[float, float, float]
 
 
 class ImageSource(Protocol):
@@ -80,6 +90,65 @@ OWN_SETS: dict[str, Callable[[str], ImageSource]] = {
     "in100": FolderImages,  # ImageNet-100, for which CW-RGP has settings of its own
 }
 DATASETS = (*OWN_SETS, *TORCHVISION_SETS, "tiny_in")
+
+
+def _use_lmdb(words: list[str]) -> dict[str, str]:
+    """A switch in TWIST's training, 0 or 1 in its evaluations."""
+    return {"dataset": "lmdb"} if not words or words[0].lower() in ("1", "true", "on") else {}
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Data"""
+
+    data_path: str = setting(
+        "",
+        "folder that holds train and val (or test); for pre-training also the training images themselves; or the root "
+        "of a torchvision set",
+        required=True,
+    )
+    dataset: str = setting(
+        "folder",
+        "kind of data: a folder of images (class sub-folders are optional where no label is needed), a file made by "
+        "scripts/make_lmdb.py, WebDataset shards (a folder of .tar files, a pattern, or URLs), or a torchvision set",
+        choices=DATASETS,
+        spellings={"imagenet": "folder"},
+        words=[Word("--use_lmdb", "the same as --dataset lmdb", _use_lmdb, nargs="?")],
+    )
+    download: bool = setting(False, "download a torchvision set that is not there yet", switch=True)
+    workers: int = setting(
+        10, "loader processes of each rank; 0 loads in the training process", flags=["--num_workers", "-j"],
+        at_least=0, at_most=1024,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingDataSettings(SourceSettings):
+    """Data"""
+
+    mean: _Channels = setting(IMAGENET_MEAN, "means of the channels, to normalise images", at_least=-10, at_most=10)
+    std: _Channels = setting(IMAGENET_STD, "standard deviations of the channels", above=0, at_most=10)
+    size_dataset: int = setting(-1, "use only the first images, this many; -1 = all", at_least=-1, at_most=1e12)
+    augment_on: str = setting(
+        "auto",
+        "where colours are changed: image by image in the loader's workers, or a batch at a time on the device (the "
+        "same draws, the same pictures); auto: on the device if it is a GPU",
+        choices=["auto", "worker", "device"],
+    )
+
+    def colours_on(self, device: torch.device) -> bool:
+        """Whether colours are changed on this device, and not in the workers."""
+        return self.augment_on == "device" or (self.augment_on == "auto" and device.type == "cuda")
+
+
+@dataclass(frozen=True)
+class EvaluationDataSettings(SourceSettings):
+    """Data"""
+
+    mean: _Channels | None = setting(
+        None, "means of the channels; default: those of the run that made the checkpoint", at_least=-10, at_most=10
+    )
+    std: _Channels | None = setting(None, "standard deviations of the channels; default: likewise", above=0, at_most=10)
 
 
 def open_images(dataset: str, path: str | Path, split: str = "pretrain", download: bool = False) -> ImageSource:

@@ -48,7 +48,7 @@ class RandAugmentView:
 
     @cached_property
     def _transform(self) -> Any:
-        from timm.data import create_transform  # slow to import, and few runs need it
+        from timm.data.transforms_factory import create_transform  # slow to import, and few runs need it
 
         return create_transform(
             self.size,

@@ -129,6 +129,21 @@ class RandomView:
     gray_first: bool = False
     colours_first: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a view that no image has."""
+        low, high = self.scale
+        if not 0.0 < low <= high <= 1.0:
+            raise UserError(f"crop scales {low} to {high}: expected 0 < min <= max <= 1 (shares of the image area)")
+        if not 0.0 < self.ratio[0] <= self.ratio[1]:
+            raise UserError(f"aspect ratios {self.ratio[0]} to {self.ratio[1]}: expected 0 < min <= max")
+        if self.size < 1:
+            raise UserError(f"crops of {self.size} pixels: expected at least 1")
+        probabilities = (self.flip, self.jitter_probability, self.grayscale, self.blur, self.solarize)
+        if not all(0.0 <= p <= 1.0 for p in probabilities):
+            raise UserError(f"probabilities of a view's operations: expected 0 to 1, not {probabilities}")
+        if min(self.jitter) < 0.0 or self.jitter[3] > 0.5:
+            raise UserError(f"jitter {self.jitter}: strengths must not be negative, and the hue's at most 0.5")
+
     def draw(self, generator: np.random.Generator, width: int, height: int) -> Draw:
         u = generator.random(_COUNT)
         top, left, crop_height, crop_width = self._draw_box(u, width, height)

@@ -1,13 +1,36 @@
 """What a method is to the training loop."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..clock import Clock
 from ..data.loading import Batch
 from .diagnostics import Check
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the run is that a method is built for.
+
+    Attributes:
+        batch_size: images of a forward pass of one process.
+        world_size: number of processes.
+        num_images: of the data set.
+        rows_per_epoch: images that one process sees in an epoch.
+        seed: of the run.
+        device: of this process.
+    """
+
+    batch_size: int
+    world_size: int
+    num_images: int
+    rows_per_epoch: int
+    seed: int
+    device: torch.device
 
 
 class Method(nn.Module):

@@ -1,10 +1,33 @@
 """The type of the forward pass."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..errors import UserError
+from ..settings import setting
+
+
+@dataclass(frozen=True)
+class PrecisionSettings:
+    """Precision"""
+
+    precision: str = setting(
+        "auto",
+        "type of the forward pass; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU. Default: auto, "
+        "or fp32 where the published program has no mixed precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+    )
+    use_fp16: bool = setting(
+        True, "the published code's flag: false is --precision fp32, true is --precision auto", flags=["--amp"]
+    )
+
+    @classmethod
+    def published(cls, mixed: bool, given: Mapping[str, Any]) -> "PrecisionSettings":
+        """The default of a program with or without mixed precision, in view of what the user gave."""
+        return cls("auto" if mixed and given.get("use_fp16", True) else "fp32")
 
 
 @dataclass(frozen=True)

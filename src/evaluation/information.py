@@ -1,7 +1,7 @@
 """Mutual information of a classifier's outputs with inputs and labels, by binning: DisCo's information-bottleneck
 analysis (arXiv 2104.09124, after Shwartz-Ziv & Tishby 2017, arXiv 1703.00810)."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..engine.loop import Evaluation
 from ..engine.monitor import read_log
 from ..parallel import collectives
 from ..plots import information_plane
+from ..settings import setting
 from .classifiers import Classification
 from .features import extract_features
 from .subject import Subject
@@ -67,21 +68,45 @@ def _compatible_clusters(codes: np.ndarray) -> np.ndarray:
     return numbers
 
 
+@dataclass(frozen=True)
+class InformationSettings:
+    """Mutual information of the first classifier (DisCo's analysis)"""
+
+    information_every: int = setting(0, "measure it every so many steps; 0 = never", at_least=0, at_most=1e12)
+    information_images: int = setting(1000, "number of training images it is measured on", at_least=1, at_most=1e9)
+    information_bins: int = setting(30, "number of bins of each probability", at_least=1, at_most=1e6)
+    information_compat: bool = setting(
+        False, "with the published program's mistake, which splits clusters", switch=True
+    )
+
+
 def watch_information(
-    args: argparse.Namespace, method: Classification, subject: Subject, train: ImageSource, folder: Path
+    own: InformationSettings,
+    method: Classification,
+    subject: Subject,
+    train: ImageSource,
+    folder: Path,
+    *,
+    batch_size: int,
+    workers: int,
+    cached: bool,
+    eval_freq: int,
 ) -> list[Evaluation]:
-    """Mutual information on a fixed part of the training images, by the flags ``--information_*``.
+    """Mutual information on a fixed part of the training images; nothing if it is never measured.
 
     Args:
         train: the training images.
+        batch_size, workers: of the pass over those images.
+        cached: whether the classifiers take features instead of images.
+        eval_freq: every how many epochs the picture is drawn.
         folder: of the log, and of a picture of the course so far.
     """
-    if not args.information_every:
+    if not own.information_every:
         return []
-    images = evenly_spread(train, args.information_images)
+    images = evenly_spread(train, own.information_images)
     device = subject.prepare.device
-    loader = loader_of(images, subject.view, args.batch_size, args.workers, device)
-    seen = extract_features(subject.backbone, loader, subject.prepare) if args.features == "cached" else None
+    loader = loader_of(images, subject.view, batch_size, workers, device)
+    seen = extract_features(subject.backbone, loader, subject.prepare) if cached else None
 
     @torch.no_grad()
     def measure() -> dict[str, float]:
@@ -89,7 +114,7 @@ def watch_information(
             outputs, labels = method.logits(seen[0])[0], seen[1]
         else:
             outputs, labels = extract_features(_FirstClassifier(method), loader, subject.prepare)
-        xt, ty = information(outputs, labels, args.information_bins, args.information_compat)
+        xt, ty = information(outputs, labels, own.information_bins, own.information_compat)
         return {"information_xt": xt, "information_ty": ty}
 
     def draw() -> dict[str, float]:
@@ -98,7 +123,7 @@ def watch_information(
             information_plane(records, folder / "information.png")
         return {}
 
-    return [Evaluation(args.information_every, measure, "step"), Evaluation(args.eval_freq, draw)]
+    return [Evaluation(own.information_every, measure, "step"), Evaluation(eval_freq, draw)]
 
 
 class _FirstClassifier(nn.Module):

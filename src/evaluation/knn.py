@@ -10,10 +10,45 @@ from torch.nn import functional as F
 
 from ..data.datasets import ImageSource
 from ..data.loading import ToDevice, loader_of
-from ..data.views import View
+from ..data.views import CentreView, View
 from ..errors import UserError
 from ..parallel import collectives
+from ..settings import setting
 from .features import extract_features
+
+
+@dataclass(frozen=True)
+class OnlineKNNSettings:
+    """Online evaluation"""
+
+    knn_freq: int = setting(0, "classify images by kNN every so many epochs; 0 = never", at_least=0, at_most=1e9)
+    val_path: str | None = setting(
+        None, "labelled images to be classified by kNN; default: the folder val or test beside the training images"
+    )
+    knn_k: int = setting(20, "number of neighbours", at_least=1, at_most=1e6)
+    knn_rule: str = setting(
+        "weighted", "how neighbours vote, as --rule of eval_knn.py", choices=["weighted", "majority"]
+    )
+    knn_train_images: int = setting(
+        50_000, "training images used as neighbours, evenly spread over the data set", at_least=1, at_most=1e9
+    )
+    eval_size: int | None = setting(
+        None,
+        "side of the evaluated centre crop in pixels; default: that of the training's first crop",
+        at_least=1,
+        at_most=4096,
+    )
+    eval_resize: int | None = setting(
+        None,
+        "images are resized to this short side before it; default: 256/224 of --eval_size",
+        at_least=1,
+        at_most=8192,
+    )
+
+    def view(self, training_size: int) -> CentreView:
+        """How evaluated images are shown to a network that is trained on crops of ``training_size`` pixels."""
+        size = self.eval_size or training_size
+        return CentreView(size, self.eval_resize or round(size * 256 / 224))
 
 
 @torch.no_grad()

@@ -3,12 +3,13 @@
 A protocol gives the defaults of the flags and the rules behind them; every value can be overridden by its flag.
 """
 
-import argparse
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import cli
+from ..data.datasets import IMAGENET_STD, SWAV_STD
 from ..errors import UserError
+from ..settings import setting
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Protocol:
     features: str = "augmented"
     decay_epochs: tuple[int, ...] = (60, 80)
     gamma: float = 0.1
-    std: tuple[float, ...] = cli.IMAGENET_STD
+    std: tuple[float, ...] = IMAGENET_STD
     bicubic: bool = False
     whole_image: bool = False
     weights: str = "freeze"
@@ -65,9 +66,7 @@ class Protocol:
 
 
 LINEAR = {
-    "swav": Protocol(
-        "SwAV's eval_linear.py", lr=0.3, wd=1e-6, batch_size=32, batch_in_all=False, std=tuple(cli.SWAV_STD)
-    ),
+    "swav": Protocol("SwAV's eval_linear.py", lr=0.3, wd=1e-6, batch_size=32, batch_in_all=False, std=SWAV_STD),
     "barlow": Protocol("TWIST's (Barlow Twins') evaluate.py", lr=0.3, wd=1e-6),
     "intl": Protocol("INTL's evaluate.py", lr=0.2, lr_per_256=True, scheduler_type="step"),
     "cwrgp": Protocol("CW-RGP's main_lincls.py", lr=0.1, lr_per_256=True, batch_size=1024),
@@ -123,7 +122,7 @@ SEMISUP = {
         scheduler_type="step",
         decay_epochs=(12, 16),
         gamma=0.2,
-        std=tuple(cli.SWAV_STD),
+        std=SWAV_STD,
         weights="finetune",
         sync_bn=True,
         normal_init=False,
@@ -178,7 +177,7 @@ def choose(
     asked: str,
     family: str,
     is_transformer: bool,
-    flags: set[str],
+    flags: Set[str],
     dataset: str = "folder",
 ) -> tuple[str, str]:
     """The name of a protocol, and why it is that one.
@@ -191,6 +190,8 @@ def choose(
         flags: names of the flags on the command line.
         dataset: ``--dataset``.
     """
+    if asked not in ("auto", *table):
+        raise UserError(f"--protocol {asked}: invalid choice, expected auto, {', '.join(table)}")
     if asked != "auto":
         return asked, "asked for"
     if is_transformer and "vit" in table and (family in ("", "twist") or "pretrained_weights" in flags):
@@ -210,29 +211,112 @@ def choose(
     return "swav", "the weights do not tell"
 
 
-def resolve(args: argparse.Namespace, protocol: Protocol, world_size: int) -> None:
-    """Fills in the flags that were left to the protocol.
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Classifier (defaults: the protocol's)"""
 
-    Afterwards ``args.batch_size`` is that of a process; learning rates are to be multiplied by ``args.lr_factor``.
+    weights: str | None = setting(None, "train the classifier only, or everything", choices=["freeze", "finetune"])
+    features: str | None = setting(
+        None,
+        "augmented: a forward pass on random crops every epoch (the published protocols); cached: one pass on centre "
+        "crops, then the classifiers train on its features, minutes instead of hours (frozen backbones)",
+        choices=["augmented", "cached"],
+    )
+    epochs: int | None = setting(None, "number of epochs", at_least=1, at_most=1e9)
+    batch_size: int | None = setting(
+        None, "number of images in a batch, of all processes or of each: see below",
+        flags=["--bs", "--batch_size_per_gpu", "-b"], at_least=1, at_most=1e7,
+    )  # fmt: skip
+    lr: tuple[float, ...] | None = setting(None, "learning rate of the classifier", above=0, at_most=1e6)
+    lr_backbone: float | None = setting(None, "learning rate of the backbone", at_least=0, at_most=1e6)
+    wd: float | None = setting(None, "weight decay", flags=["--weight_decay"], at_least=0, at_most=1e3)
+    momentum: float = setting(0.9, "momentum of SGD", at_least=0, below=1)
+    nesterov: bool = setting(False, "Nesterov momentum")
+    optimizer: str | None = setting(
+        None,
+        "optimiser; lbfgs: scikit-learn's logistic regression on cached features, without epochs and rates",
+        choices=["sgd", "larc", "adam", "lbfgs"],
+    )
+    scheduler_type: str | None = setting(
+        None, "course of the learning rates", choices=["cosine", "step", "exponential"]
+    )
+    final_lr: float | None = setting(None, "the first learning rate at the end; not with step", at_least=0, at_most=1e6)
+    decay_epochs: tuple[int, ...] | None = setting(
+        None, "epochs of the step schedule", empty=True, at_least=0, at_most=1e9
+    )
+    gamma: float | None = setting(None, "factor of the step schedule", at_least=0, at_most=1000)
+    bicubic: bool | None = setting(None, "crops are resized bicubically, not bilinearly")
+    global_pooling: bool = setting(True, "pooled features; false: 2x2 positions (ResNets only)")
+    use_bn: bool = setting(False, "batch norm before the classifier, only without global pooling")
+    n_last_blocks: int | None = setting(
+        None, "number of last blocks of a transformer whose class tokens are used", at_least=1, at_most=1000
+    )
+    avgpool_patchtokens: bool = setting(False, "also use the mean of a transformer's patch tokens")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the classifiers are trained: what the user gave, completed by the protocol.
+
+    Attributes:
+        batch_size: images of a process.
+        lr_factor: what the learning rates are multiplied by.
+        and the others as in :class:`ClassifierSettings` and :class:`Protocol`.
     """
-    if args.labels_perc is None:
-        args.labels_perc = protocol.labels_perc
-    defaults = {**vars(protocol), **protocol.by_percent.get(args.labels_perc, {})}
-    if args.optimizer == "lbfgs":
+
+    protocol: Protocol
+    labels_perc: float
+    weights: str
+    features: str
+    epochs: int
+    batch_size: int
+    lr: tuple[float, ...]
+    lr_backbone: float
+    lr_factor: float
+    wd: float
+    optimizer: str
+    scheduler_type: str
+    final_lr: float
+    decay_epochs: tuple[int, ...]
+    gamma: float
+    bicubic: bool
+    n_last_blocks: int
+
+    def plain(self) -> dict[str, Any]:
+        """What checkpoints hold of it."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+        del values["protocol"]
+        return values
+
+
+def resolve(given: ClassifierSettings, labels_perc: float | None, protocol: Protocol, world_size: int) -> Recipe:
+    """Completes what was given by the protocol; raises UserError for a batch that cannot be shared out."""
+    labels_perc = protocol.labels_perc if labels_perc is None else labels_perc
+    defaults = {**vars(protocol), **protocol.by_percent.get(labels_perc, {})}
+    defaults["lr"] = (defaults["lr"],)
+    if given.optimizer == "lbfgs":
         defaults["features"] = "cached"
-    if args.lr is None:
-        args.lr = [defaults["lr"]]
-    for name in ("epochs", "lr_backbone", "batch_size", "wd", "scheduler_type", "gamma", "bicubic", "weights",
-                 "n_last_blocks", "final_lr", "optimizer", "features"):  # fmt: skip
-        if getattr(args, name) is None:
-            setattr(args, name, defaults[name])
-    if args.decay_epochs is None:
-        args.decay_epochs = list(defaults["decay_epochs"])
+
+    def value(name: str) -> Any:
+        typed = getattr(given, name)
+        return defaults[name] if typed is None else typed
+
+    batch_size = value("batch_size")
     if protocol.batch_in_all:
-        if args.batch_size % world_size:
-            raise UserError(f"--batch_size {args.batch_size} cannot be shared out over {world_size} processes")
-        args.batch_size //= world_size
-    args.lr_factor = args.batch_size * world_size / 256 if protocol.lr_per_256 else 1.0
+        if batch_size % world_size:
+            raise UserError(f"--batch_size {batch_size} cannot be shared out over {world_size} processes")
+        batch_size //= world_size
+    names = (
+        *("weights", "features", "epochs", "lr", "lr_backbone", "wd", "optimizer", "scheduler_type", "final_lr"),
+        *("decay_epochs", "gamma", "bicubic", "n_last_blocks"),
+    )
+    return Recipe(
+        protocol=protocol,
+        labels_perc=labels_perc,
+        batch_size=batch_size,
+        lr_factor=batch_size * world_size / 256 if protocol.lr_per_256 else 1.0,
+        **{name: value(name) for name in names},
+    )
 
 
 def describe(table: dict[str, Protocol]) -> str:

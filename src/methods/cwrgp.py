@@ -5,6 +5,7 @@ Shape suffixes: V = views of an image, n = images of this rank, d = embedding si
 """
 
 import itertools
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -15,10 +16,42 @@ from ..clock import Clock
 from ..errors import Diverged, UserError
 from ..losses.whitened import covariance_penalty, normalised_mse
 from ..ops.whitening import Kind, group_whitening
-from .joint_embedding import JointEmbedding
+from ..settings import setting
+from .joint_embedding import JointEmbedding, Parts
 
 # How each method transforms a sub-batch; `bn` standardises, `plain` leaves it alone (and collapses)
 TRANSFORMS = {"cwrgp": "zca", "wmse": "cholesky", "pca": "pca", "bn": "bn", "plain": "plain"}
+
+
+@dataclass(frozen=True)
+class GroupWhiteningSettings:
+    """Whitening (cwrgp, wmse, pca, bn, plain)"""
+
+    axis: int = setting(0, "0: channel whitening, 1: batch whitening", at_least=0, at_most=1)
+    w_size: int = setting(128, "number of images whitened together", at_least=1, at_most=1e6)
+    w_iter: int = setting(1, "how often the images are put together anew", at_least=1, at_most=1e4)
+    w_eps: float = setting(0.0, "shrinkage of the covariance towards the identity", at_least=0, at_most=1)
+    group: int = setting(1, "groups of channels, each whitened by itself", at_least=1, at_most=1e6)
+    minus: int = setting(1, "taken off the covariance's divisor", at_least=-1e6, at_most=1e6)
+    no_norm: bool = setting(False, "mean squared errors of raw embeddings, not of unit rows", switch=True)
+    no_rg: bool = setting(False, "no random permutation of the channels before grouping", switch=True)
+    cov_w: float = setting(0.0, "weight of a penalty on the covariance of the embeddings", at_least=0, at_most=1e6)
+    cov_stop: int = setting(50, "number of first epochs that have that penalty", at_least=0, at_most=1e9)
+
+    def check(self, method: str, batch_size: int, width: int) -> None:
+        """Refuses sub-batches that do not fit the batch of a process or cannot have full rank."""
+        if batch_size % self.w_size:
+            raise UserError(f"--w_size {self.w_size} does not divide the {batch_size} images of a process")
+        if width % self.group:
+            raise UserError(f"--group {self.group} does not divide the embedding of {width}")
+        observations, variables = width // self.group, self.w_size
+        if self.axis == 1:
+            observations, variables = self.w_size - 1, width // self.group
+        if TRANSFORMS[method] in get_args(Kind) and observations < variables and not self.w_eps:
+            raise UserError(
+                f"a covariance of {variables} from {observations} observations is singular: a larger --emb or fewer "
+                "groups (axis 0), a larger --w_size (axis 1), or --w_eps"
+            )
 
 
 class GroupWhitening(JointEmbedding):
@@ -60,6 +93,27 @@ class GroupWhitening(JointEmbedding):
         self.random_groups, self.normalise = random_groups, normalise
         self.covariance_weight, self.covariance_epochs = covariance_weight, covariance_epochs
 
+    @classmethod
+    def build(cls, parts: Parts, method: str, own: GroupWhiteningSettings) -> "GroupWhitening":
+        """``method`` is one of TRANSFORMS."""
+        own.check(method, parts.batch_size, parts.width)
+        return cls(
+            parts.backbone,
+            parts.head,
+            transform=TRANSFORMS[method],
+            sub_batch=own.w_size,
+            repeats=own.w_iter,
+            groups=own.group,
+            axis=own.axis,
+            eps=own.w_eps,
+            minus=own.minus,
+            random_groups=not own.no_rg,
+            normalise=not own.no_norm,
+            covariance_weight=own.cov_w,
+            covariance_epochs=own.cov_stop,
+            zero_init_residual=parts.zero_init_residual,
+        )
+
     def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
         pairs = list(itertools.combinations(range(len(embeddings_Vnd)), 2))
         distance = normalised_mse if self.normalise else F.mse_loss
@@ -99,7 +153,7 @@ class GroupWhitening(JointEmbedding):
             # images that look alike make covariances that float32 takes for singular
             whitened = group_whitening(x.double(), self.transform, permutation=channels, **self.whitening)  # type: ignore[arg-type]
             return whitened.to(x.dtype)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             if not bool(torch.isfinite(x).all()):
                 raise Diverged("the embeddings are not finite; try a lower learning rate") from None
             groups = self.whitening["groups"]

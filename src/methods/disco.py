@@ -4,6 +4,7 @@ Shape suffixes: n = images of this rank, C = embedding size of the student, D = 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..losses.distillation import (
 )
 from ..models.backbones import features_and_map, in_parts
 from ..models.teacher import Teacher
+from ..settings import setting
 from .moco import MoCo
 
 # Losses on the first view's embeddings
@@ -38,6 +40,46 @@ REFERENCE_BATCH = 32  # images of a process in the published runs
 def mse_factor(norm: str, images: int) -> float:
     """What DisCo's sum over the ``images`` of a process is multiplied by, see ``--distill_norm``."""
     return {"sum": 1.0, "ref32": REFERENCE_BATCH / images, "mean": 1.0 / images}[norm]
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """Distillation"""
+
+    teacher: str = setting("", "checkpoint of the frozen teacher: MoCo's, SwAV's or any other with a head")
+    teacher_arch: str | None = setting(
+        None, "architecture of the teacher; needed for networks that are no ResNets, otherwise inferred from the file"
+    )
+    teacher_mode: str = setting(
+        "train",
+        "statistics of the teacher's batch norms: train: those of the batch, as published; eval: the running ones",
+        choices=["train", "eval"],
+    )
+    distill: tuple[str, ...] = setting(
+        (), "terms added to the contrastive loss; default: the method's", choices=TERMS, empty=True
+    )
+    use_mse: bool = setting(False, "RKD + DisCo: --method rkd with DisCo's term added", switch=True)
+    only_mse: bool = setting(False, "no contrastive loss, only the distillation", switch=True)
+    distill_weight: float = setting(1.0, "weight of the added terms", at_least=0, at_most=1e6)
+    distill_norm: str = setting(
+        "sum",
+        "DisCo's squared errors are summed over the images of a process, so their weight grows with them: as published "
+        "(sum), times 32/images, which is the published weight on any number of GPUs (ref32), or their mean",
+        choices=["sum", "ref32", "mean"],
+    )
+    init_queue_from_teacher: bool = setting(
+        True, "start with the keys in the teacher's file, if it has as many, as the published code does"
+    )
+    teacher_temperature: float = setting(1e-4, "temperature of SEED's teacher", above=0, at_most=1000)
+
+    def load(self, parts: int, needs_head: bool, device: torch.device) -> Teacher | None:
+        """The teacher on its device; None without one. A file without a head is refused where it is needed."""
+        if not self.teacher:
+            return None
+        teacher = Teacher(self.teacher, self.teacher_arch, training=self.teacher_mode == "train", parts=parts)
+        if needs_head:
+            _ = teacher.width
+        return teacher.to(device)
 
 
 class DisCo(MoCo):
@@ -83,6 +125,25 @@ class DisCo(MoCo):
             channels = map_channels(backbone, torch.device("cpu")), map_channels(teacher.backbone, device)
             self.regressor = nn.Conv2d(*channels, kernel_size=1, bias=False)
             nn.init.uniform_(self.regressor.weight, -0.005, 0.005)
+
+    @classmethod
+    def build(
+        cls, backbone: nn.Module, head: nn.Module, teacher: Teacher, own: DistillationSettings, options: dict[str, Any]
+    ) -> "DisCo":
+        """``options`` are those of :meth:`src.methods.moco.MoCoSettings.options`."""
+        method = cls(
+            backbone,
+            head,
+            teacher,
+            terms=own.distill,
+            contrastive_weight=0.0 if own.only_mse else 1.0,
+            distill_weight=own.distill_weight,
+            norm=own.distill_norm,
+            **options,
+        )
+        if own.init_queue_from_teacher and teacher.queue is not None and teacher.queue.shape == method.queue.shape:
+            method.queue.copy_(teacher.queue)
+        return method
 
     @property
     def needs_embeddings(self) -> bool:

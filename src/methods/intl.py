@@ -3,6 +3,8 @@
 Shape suffixes: V = views of an image, n = images of this rank, N = images of all ranks, d = embedding size.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -10,12 +12,35 @@ from ..clock import Clock
 from ..data.loading import Batch
 from ..engine.diagnostics import Check
 from ..engine.method import Method
-from ..losses.whitened import normalised_mse, trace_loss, trace_loss_floor
+from ..errors import UserError
+from ..losses.whitened import normalised_mse, trace_loss, trace_loss_floor, trade_off
 from ..ops.whitening import iter_norm
 from ..optim.ema import momentum_copy, update_momentum_copy
 from ..optim.schedules import warmup_cosine
 from ..parallel import collectives
-from .joint_embedding import collapse_check, start_backbone, watch
+from ..settings import setting
+from .joint_embedding import Parts, collapse_check, start_backbone, watch
+
+
+@dataclass(frozen=True)
+class IntlSettings:
+    """Loss"""
+
+    iters: int = setting(4, "T, Newton's iterations of the whitening", at_least=0, at_most=1000)
+    axis: int = setting(0, "0: channel whitening, 1: batch whitening", at_least=0, at_most=1)
+    trade_off: float | None = setting(
+        None, "weight of the trace loss; default: 0.01 (log2(bs) - 3), and with --axis 1 of emb", above=0, at_most=1e6
+    )
+    m: float = setting(0.996, "INTL_M: momentum of the copy at first; it rises to 1", at_least=0, at_most=1)
+
+    def weight(self, batch: int, width: int) -> float:
+        """Of the trace loss; raises UserError for a batch that gives it none."""
+        weight = self.trade_off if self.trade_off is not None else trade_off(batch if self.axis == 0 else width)
+        if weight <= 0:
+            raise UserError(
+                f"--bs {batch} gives the trace loss no weight; more than 8 images, or --trade_off, are needed"
+            )
+        return weight
 
 
 class Intl(Method):
@@ -53,6 +78,18 @@ class Intl(Method):
         if momentum is not None:
             self.momentum_backbone = momentum_copy(backbone)
             self.momentum_projection = momentum_copy(projection)
+
+    @classmethod
+    def build(cls, parts: Parts, own: IntlSettings, weight: float, *, with_momentum: bool) -> "Intl":
+        return cls(
+            parts.backbone,
+            parts.head,
+            weight=weight,
+            iterations=own.iters,
+            axis=own.axis,
+            momentum=own.m if with_momentum else None,
+            zero_init_residual=parts.zero_init_residual,
+        )
 
     def before_step(self, clock: Clock) -> None:
         if self.momentum is None:

@@ -4,6 +4,7 @@ Shape suffixes: V = views of an image, n = images of this rank, d = embedding si
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,26 @@ def spectrum(embeddings_nd: Tensor, axis: int = 1) -> Tensor:
     centred = embeddings_nd.float() - embeddings_nd.float().mean(dim=1 - axis, keepdim=True)
     eigenvalues = torch.linalg.svdvals(centred).square()
     return eigenvalues / eigenvalues.sum().clamp_min(1e-12)
+
+
+class Parts(NamedTuple):
+    """What a joint-embedding method is built of.
+
+    Attributes:
+        backbone, head: with fresh weights.
+        features, width: of the backbone's and the head's output, F and d.
+        hidden: width of the head's hidden layers.
+        batch_size: images of a forward pass of one process.
+        zero_init_residual: see :func:`src.models.backbones.initialize`.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    features: int
+    width: int
+    hidden: int
+    batch_size: int
+    zero_init_residual: bool
 
 
 class JointEmbedding(Method):

@@ -15,13 +15,25 @@ from tqdm import tqdm
 from ..clock import Clock
 from ..data.loading import Batch
 from ..engine.diagnostics import Check, feature_std, rankme
+from ..engine.method import Scale
 from ..engine.monitor import progress_bar
+from ..errors import UserError
 from ..losses.cluster_prediction import IGNORED, cluster_prediction_loss
 from ..models.heads import MultiPrototypes
 from ..parallel import collectives
-from .prototype_base import PrototypeMethod
+from .prototype_base import PrototypeMethod, PrototypeSettings
 
 Progress = Callable[[], object]
+
+
+def offline_options(prototypes: PrototypeSettings, scale: Scale) -> dict[str, Any]:
+    """Arguments of :class:`OfflineAssignments`; raises UserError for more prototypes than images."""
+    if scale.rows_per_epoch < max(prototypes.nmb_prototypes):
+        raise UserError(
+            f"--nmb_prototypes {max(prototypes.nmb_prototypes)}: a process sees {scale.rows_per_epoch} images an "
+            "epoch, and needs at least one for each prototype"
+        )
+    return {**prototypes.options(), "num_images": scale.num_images, "bank_rows": scale.rows_per_epoch}
 
 
 class OfflineAssignments(PrototypeMethod):

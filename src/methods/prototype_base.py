@@ -4,14 +4,65 @@ Shape suffixes: V = crops of an image, B = images of this rank, D = embedding si
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..clock import Clock
 from ..engine.method import Method
+from ..errors import UserError
 from ..models.backbones import feature_width, forward_by_size, initialize, initialize_mobile, is_mobile
 from ..models.heads import MultiPrototypes, Prototypes, projector
+from ..settings import setting
+
+
+@dataclass(frozen=True)
+class PrototypeSettings:
+    """Prototypes and assignments"""
+
+    crops_for_assign: tuple[int, ...] = setting(
+        (0, 1), "numbers of the crops that are assigned to prototypes", at_least=0, at_most=1e6
+    )
+    temperature: float = setting(0.1, "temperature of the predictions", above=0, at_most=1000)
+    feat_dim: int = setting(128, "embedding size", at_least=1, at_most=1e6)
+    hidden_mlp: int = setting(
+        2048, "width of the projection head's hidden layer; 0 = one linear layer", at_least=0, at_most=1e6
+    )
+    head_bn: bool = setting(True, "batch norm in the projection head")
+    nmb_prototypes: tuple[int, ...] = setting(
+        (3000,),
+        "number of prototypes, about ten for each class; several numbers give several heads. Default: 3000 (SwAV), "
+        "3000 3000 3000 (the others)",
+        at_least=2,
+        at_most=1e8,
+    )
+    freeze_prototypes_niters: int = setting(
+        313,
+        "number of first steps in which prototypes stay as they are; about one epoch helps the start. Default: 313, "
+        "and for ever with DeepCluster-v2",
+        at_least=0,
+        at_most=1e12,
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of :class:`PrototypeMethod`."""
+        return {
+            "feat_dim": self.feat_dim,
+            "hidden_mlp": self.hidden_mlp,
+            "nmb_prototypes": self.nmb_prototypes,
+            "crops_for_assign": self.crops_for_assign,
+            "temperature": self.temperature,
+            "freeze_prototypes_niters": self.freeze_prototypes_niters,
+            "head_batch_norm": self.head_bn,
+        }
+
+    def check_crops(self, crops: int) -> None:
+        """Raises UserError where not all of ``crops_for_assign`` are among so many crops."""
+        chosen = self.crops_for_assign
+        if max(chosen) >= crops or len(set(chosen)) != len(chosen):
+            raise UserError(f"--crops_for_assign {list(chosen)}: expected distinct numbers from 0 to {crops - 1}")
 
 
 class PrototypeMethod(Method):

@@ -7,17 +7,32 @@ parameter nor how the transport is solved; those choices are ours and are flags:
 normalised before each step, as SwAV's.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..clock import Clock
+from ..engine.method import Scale
+from ..errors import UserError
 from ..losses.cluster_prediction import IGNORED
 from ..models.heads import normalize_rows_
 from ..ops.kmeans import chunk_bytes_on
 from ..parallel import collectives
-from .offline import OfflineAssignments, Progress
+from ..settings import setting
+from .offline import OfflineAssignments, Progress, offline_options
+from .prototype_base import PrototypeSettings
+
+
+@dataclass(frozen=True)
+class SeLaSettings:
+    """SeLa-v2"""
+
+    sela_epsilon: float = setting(0.05, "entropy of the transport; SeLa's own is 0.004", above=0, at_most=100)
+    sela_iterations: int = setting(100, "number of the transport's iterations, at most", at_least=1, at_most=1e6)
+    sela_tolerance: float = setting(0.1, "change at which the iterations stop", at_least=0, at_most=1e12)
+    sela_hard: bool = setting(True, "true: predict an image's cluster; false: predict its code")
 
 
 class SeLaV2(OfflineAssignments):
@@ -56,6 +71,22 @@ class SeLaV2(OfflineAssignments):
             self.register_buffer("coded_embeddings", torch.zeros(slots, self.labels.shape[1], dim))
             self.register_buffer("coded_prototypes", torch.zeros(len(heads), heads[0].out_features, dim))
             self.register_buffer("coded_scaling", torch.zeros(len(heads), heads[0].out_features, dtype=torch.float64))
+
+    @classmethod
+    def build(
+        cls, backbone: nn.Module, prototypes: PrototypeSettings, own: SeLaSettings, scale: Scale, **more: Any
+    ) -> "SeLaV2":
+        if not own.sela_hard and len(set(prototypes.nmb_prototypes)) > 1:
+            raise UserError("--sela_hard false needs heads with equally many prototypes")
+        return cls(
+            backbone,
+            **offline_options(prototypes, scale),
+            epsilon=own.sela_epsilon,
+            iterations=own.sela_iterations,
+            tolerance=own.sela_tolerance,
+            hard=own.sela_hard,
+            **more,
+        )
 
     def before_step(self, clock: Clock) -> None:
         for head in self.prototypes.heads():

@@ -6,6 +6,7 @@ K = prototypes, L = rows of the queue of this rank.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,16 +16,48 @@ from torch import Tensor, nn
 from ..clock import Clock
 from ..data.loading import Batch
 from ..engine.diagnostics import Check, feature_std, mean_entropy, rankme
+from ..engine.method import Scale
+from ..errors import UserError
 from ..losses.sinkhorn import sinkhorn
 from ..losses.swapped_prediction import swapped_prediction_loss
 from ..models.heads import Prototypes, normalize_rows_
 from ..parallel import collectives
-from .prototype_base import PrototypeMethod
+from ..settings import setting
+from .prototype_base import PrototypeMethod, PrototypeSettings
 
 
 def rows_per_rank(queue_length: int, batch_size: int, world_size: int) -> int:
     """Rows of each rank's queue: the global length, rounded down to whole global batches, shared out."""
     return queue_length // (batch_size * world_size) * batch_size
+
+
+@dataclass(frozen=True)
+class SwAVSettings:
+    """SwAV"""
+
+    epsilon: float = setting(
+        0.05,
+        "entropy of Sinkhorn's assignments: smaller is sharper; try 0.03 if the loss stays at ln K",
+        at_least=0.003,  # numerically hard below
+        at_most=100,
+    )
+    sinkhorn_iterations: int = setting(
+        3, "Sinkhorn's iterations: more make slightly worse results, fewer may diverge", at_least=1, at_most=10_000
+    )
+    queue_length: int = setting(
+        0, "length of the queue over all processes; 3840 with a batch of 256", at_least=0, at_most=1e9
+    )
+    epoch_queue_starts: int = setting(
+        15, "epoch (from 0 on) in which filling the queue begins", at_least=0, at_most=1e9
+    )
+
+    def queue_rows(self, scale: Scale) -> int:
+        """Rows of each process's queue; raises UserError for a queue that holds no batch."""
+        rows = rows_per_rank(self.queue_length, scale.batch_size, scale.world_size)
+        if self.queue_length and not rows:
+            batch = scale.batch_size * scale.world_size
+            raise UserError(f"--queue_length {self.queue_length} does not hold one batch of {batch} images")
+        return rows
 
 
 class SwAV(PrototypeMethod):
@@ -60,6 +93,24 @@ class SwAV(PrototypeMethod):
         self.register_buffer("prototypes_used", torch.zeros(heads[0].out_features, dtype=torch.bool), persistent=False)
 
     prototypes_used: Tensor
+
+    @classmethod
+    def build(
+        cls, backbone: nn.Module, prototypes: PrototypeSettings, own: SwAVSettings, scale: Scale, **more: Any
+    ) -> "SwAV":
+        """The method that the settings describe; ``more`` goes to the constructor."""
+        options = prototypes.options()
+        if len(prototypes.nmb_prototypes) == 1:
+            options["nmb_prototypes"] = prototypes.nmb_prototypes[0]
+        return cls(
+            backbone,
+            **options,
+            epsilon=own.epsilon,
+            sinkhorn_iterations=own.sinkhorn_iterations,
+            queue_rows=own.queue_rows(scale),
+            epoch_queue_starts=own.epoch_queue_starts,
+            **more,
+        )
 
     def before_step(self, clock: Clock) -> None:
         for head in self.prototypes.heads():

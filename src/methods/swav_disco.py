@@ -1,8 +1,10 @@
 """SwAV whose embeddings also come close to a frozen teacher's: DisCo's SwAV test-bed (arXiv 2104.09124, table 5)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,7 +13,26 @@ from ..data.loading import Batch
 from ..errors import UserError
 from ..models.heads import output_width
 from ..models.teacher import Teacher
+from ..settings import setting
 from .swav import SwAV
+
+
+@dataclass(frozen=True)
+class SwAVTeacherSettings:
+    """Distillation (DisCo's test-bed, --method swav)"""
+
+    teacher: str = setting("", "checkpoint of a frozen teacher, such as SwAV's", flags=["--pretrained"])
+    teacher_arch: str | None = setting(None, "architecture of the teacher, needed for networks that are no ResNets")
+    teacher_normalise: bool = setting(False, "compare with unit vectors of the teacher; published: raw ones")
+    distill_weight: float = setting(
+        0.5, "weight of the mean squared error; published: 1/2, like each crop's loss", at_least=0, at_most=1e6
+    )
+
+    def load(self, device: torch.device) -> Teacher | None:
+        """The teacher on its device, in eval mode; None without one."""
+        if not self.teacher:
+            return None
+        return Teacher(self.teacher, self.teacher_arch, training=False, normalise=self.teacher_normalise).to(device)
 
 
 class SwAVDisCo(SwAV):

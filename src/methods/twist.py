@@ -6,6 +6,7 @@ C = classes, N = images of the data set.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 from ..clock import Clock
 from ..data.loading import Batch
 from ..engine.diagnostics import Check
-from ..engine.method import Method
+from ..engine.method import Method, Scale
+from ..errors import UserError
 from ..losses.twist import entropies_of_views, self_labelling_loss, twist_loss, twist_teacher_loss
-from ..models.backbones import forward_by_size, initialize
+from ..models.backbones import BackboneSpec, feature_width, forward_by_size, initialize
 from ..models.backbones.resnet import ResNet
+from ..models.backbones.vit import VisionTransformer
 from ..models.heads import TwistHead
 from ..optim.ema import momentum_copy, update_momentum_copy
 from ..optim.schedules import warmup_cosine
-from ..parallel import collectives
+from ..parallel import collectives, sync_bn
+from ..settings import setting
 
 
 class Teacher(nn.Module):
@@ -36,6 +40,85 @@ class Teacher(nn.Module):
     def update(self, backbone: nn.Module, head: nn.Module, momentum: float) -> None:
         update_momentum_copy(self.backbone, backbone, momentum)
         update_momentum_copy(self.projection_heads, head, momentum)
+
+
+@dataclass(frozen=True)
+class TwistModelSettings:
+    """Model"""
+
+    drop_path: float = setting(0.0, "stochastic depth of transformers", at_least=0, at_most=1)
+    freeze_embedding: bool = setting(False, "a transformer's patch embedding keeps its random weights")
+    dim: int = setting(4096, "number of classes; 1000 for unsupervised classification", at_least=2, at_most=1e8)
+    hid_dim: int = setting(4096, "width of the head's hidden layers", at_least=1, at_most=1e6)
+    act: str = setting("relu", "activation in the head", choices=["relu", "gelu"])
+    drop: float = setting(0.0, "dropout in the head", at_least=0, at_most=1)
+    proj_norm: str = setting("bn", "norm of the head's hidden layers", choices=["bn", "ln", "none"])
+    proj_trunc_init: bool = setting(False, "truncated normal start of the head (transformers: always)")
+    lbn_type: str = setting(
+        "bn",
+        "the head's last norm: bn: statistics of --bunch_size images, syncbn: of all processes, identity: no norm",
+        choices=["bn", "syncbn", "identity"],
+    )
+    bunch_size: int = setting(256, "number of images that share the last norm's statistics", at_least=1, at_most=1e9)
+    sync_bn: bool = setting(True, "all other batch norms take their statistics over all processes")
+
+    def ranks_of_a_bunch(self, batch_size: int, world_size: int) -> int:
+        """How many consecutive processes share the last norm's statistics; 0 stands for all."""
+        if self.lbn_type == "syncbn":
+            return 0
+        ranks, rest = divmod(self.bunch_size, batch_size)
+        if rest or world_size % max(ranks, 1) or ranks > world_size:
+            raise UserError(
+                f"--bunch_size {self.bunch_size} is not made of the batches of {batch_size} images of a divisor of "
+                f"the {world_size} processes; --bunch_size {batch_size} always works"
+            )
+        return ranks
+
+    def backbone(self, spec: BackboneSpec) -> nn.Module:
+        network = spec.build(self.drop_path)
+        if self.freeze_embedding:
+            if not isinstance(network, VisionTransformer):
+                raise UserError("--freeze_embedding needs vit_t, vit_s or vit_b")
+            network.freeze_embedding()
+        return network
+
+    def head(self, backbone: nn.Module) -> TwistHead:
+        return TwistHead(
+            feature_width(backbone),
+            self.hid_dim,
+            self.dim,
+            activation=self.act,
+            dropout=self.drop,
+            norm=self.proj_norm,
+            last_norm=self.lbn_type != "identity",
+            truncated_init=self.proj_trunc_init or not isinstance(backbone, ResNet),
+        )
+
+
+@dataclass(frozen=True)
+class TwistSettings:
+    """Loss"""
+
+    lam1: float = setting(0.0, "weight of the entropy of a sample is 1 + lam1", at_least=-1e6, at_most=1e6)
+    lam2: float = setting(1.0, "weight of the entropy of the mean", at_least=-1e6, at_most=1e6)
+    tau: float = setting(1.0, "temperature of the entropies", above=0, at_most=1000)
+    EPS: float = setting(1e-5, "added inside every logarithm", above=0, at_most=1)
+    crops_interact_style: str = setting(
+        "sparse", "sparse: the main loss, then self-labelling; self_label: that alone", choices=["sparse", "self_label"]
+    )
+    mme_epochs: int = setting(
+        800, "number of epochs of the main loss; the rest is self-labelling", at_least=0, at_most=1e9
+    )
+    quantile: float = setting(0.5, "share of a batch that self-labelling keeps, at first", at_least=0, at_most=1)
+    quantile_end: float = setting(0.6, "and at last", at_least=0, at_most=1)
+    threshold: float = setting(0.0, "confidence that is needed where the quantile is 0", at_least=0, at_most=1)
+    use_momentum_encoder: bool = setting(False, "a momentum teacher makes the targets")
+    momentum_start: float = setting(0.996, "momentum of the teacher, at first", at_least=0, at_most=1)
+    momentum_end: float = setting(1.0, "momentum of the teacher, at last", at_least=0, at_most=1)
+
+    def main_epochs(self, epochs: int) -> int:
+        """Of a run of so many epochs, those of the main loss."""
+        return min(self.mme_epochs, epochs)
 
 
 class Twist(Method):
@@ -89,6 +172,40 @@ class Twist(Method):
         self.register_buffer("_gradient_sizes", torch.zeros(2), persistent=False)
 
     _gradient_sizes: Tensor
+
+    @classmethod
+    def build(
+        cls, spec: BackboneSpec, model: TwistModelSettings, own: TwistSettings, epochs: int, scale: Scale
+    ) -> "Twist":
+        """The method with fresh weights and synchronised batch norms, for a run of so many epochs."""
+        ranks = model.ranks_of_a_bunch(scale.batch_size, scale.world_size)
+        backbone = model.backbone(spec)
+        method = cls(
+            backbone,
+            model.head(backbone),
+            mme_epochs=own.main_epochs(epochs),
+            self_label_only=own.crops_interact_style == "self_label",
+            temperature=own.tau,
+            alpha=1 + own.lam1,
+            beta=own.lam2,
+            eps=own.EPS,
+            quantile=own.quantile,
+            quantile_end=own.quantile_end,
+            threshold=own.threshold,
+            momentum=own.momentum_start if own.use_momentum_encoder else None,
+            momentum_end=own.momentum_end,
+            num_images=scale.num_images,
+        )
+        for network in (method, method.teacher):
+            if network is None:
+                continue
+            head = network.projection_heads
+            if model.sync_bn:
+                sync_bn.convert(network.backbone, device_type=scale.device.type)
+                sync_bn.convert(head.projection_head, device_type=scale.device.type)
+            if ranks != 1 and isinstance(head.norm, nn.BatchNorm1d):
+                head.norm = sync_bn.convert(head.norm, ranks, scale.device.type)
+        return method
 
     def labels_itself(self, epoch: int) -> bool:
         """Whether this epoch is one of self-labelling."""

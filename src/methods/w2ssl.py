@@ -5,6 +5,7 @@ C = channels, D = embedding size.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,16 +15,38 @@ from torch.nn import functional as F
 from ..clock import Clock
 from ..data.loading import Batch
 from ..engine.diagnostics import Check, feature_std, rankme
-from ..engine.method import Method
+from ..engine.method import Method, Scale
+from ..errors import UserError
 from ..losses.supervised_contrastive import supervised_contrastive
 from ..models.backbones import feature_width, features_and_map, initialize
 from ..models.heads import mlp
 from ..ops.montage import deal_out, decouple, pool_quarters
 from ..optim.ema import momentum_copy, update_momentum_copy
 from ..parallel import collectives
+from ..settings import setting
 from .joint_embedding import collapse_check
 
 _MONTAGE = 0x3A  # tells these draws from others that are keyed by seed and step
+
+
+@dataclass(frozen=True)
+class W2SSLSettings:
+    """Heads and losses"""
+
+    crop_proj_dim: int = setting(
+        256, "embedding size (in the published program without effect)", at_least=1, at_most=1e6
+    )
+    moco_mlp_dim: int = setting(
+        4096, "width of the heads' hidden layers (in the published program without effect)", at_least=1, at_most=1e6
+    )
+    loss_t: float = setting(0.3, "temperature (in the published program without effect)", above=0, at_most=1000)
+    loss_loc: float = setting(1.0, "weight of where", at_least=0, at_most=1e6)
+    loss_crop: float = setting(0.25, "weight of what; every published run has 1.0", at_least=0, at_most=1e6)
+    moco_m: float = setting(0.99, "momentum of the copy that makes the keys", at_least=0, at_most=1)
+    moco_m_cos: bool = setting(False, "raise the momentum to 1 by a cosine, as every published run does", switch=True)
+    independent_perm: bool = setting(
+        False, "patches get other neighbours in the second view; published: the same", switch=True
+    )
 
 
 class W2SSL(Method):
@@ -71,6 +94,28 @@ class W2SSL(Method):
         self.where_weight, self.what_weight = where_weight, what_weight
         self.momentum, self.momentum_cosine = momentum, momentum_cosine
         self.shared_order, self.seed = shared_order, seed
+
+    @classmethod
+    def build(cls, backbone: nn.Module, own: W2SSLSettings, parts: int, scale: Scale) -> "W2SSL":
+        """Raises UserError for a batch whose patches do not fill montages."""
+        if scale.batch_size * parts % 4:
+            raise UserError(
+                f"--batch_size: the {scale.batch_size} images of a process have {scale.batch_size * parts} patches, "
+                "which do not fill montages of four"
+            )
+        return cls(
+            backbone,
+            parts=parts,
+            dim=own.crop_proj_dim,
+            hidden=own.moco_mlp_dim,
+            temperature=own.loss_t,
+            where_weight=own.loss_loc,
+            what_weight=own.loss_crop,
+            momentum=own.moco_m,
+            momentum_cosine=own.moco_m_cos,
+            shared_order=not own.independent_perm,
+            seed=scale.seed,
+        )
 
     def momentum_at(self, clock: Clock) -> float:
         if not self.momentum_cosine:

@@ -1,6 +1,7 @@
 """Small networks on top of a backbone: projectors and prototypes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from ..checkpoints.files import describe_mismatch
 from ..errors import UserError
+from ..settings import setting
 
 
 def projector(width: int, hidden: int, out: int, batch_norm: bool = True) -> nn.Module:
@@ -40,6 +42,31 @@ def mlp(
         parts.append(nn.ReLU(inplace=True))
         width = hidden
     return nn.Sequential(*parts, nn.Linear(width, out))
+
+
+@dataclass(frozen=True)
+class ProjectorSettings:
+    """Head"""
+
+    head_layers: int = setting(
+        3, "number of linear layers in the head", flags=["--projection_layers"], at_least=1, at_most=100
+    )
+    head_size: int = setting(
+        2048, "width of the head's hidden layers", flags=["--projection_size"], at_least=1, at_most=1e6
+    )
+    emb: int = setting(2048, "d, embedding size", at_least=1, at_most=1e6)
+    no_add_bn: bool = setting(False, "no batch norm in the head", switch=True)
+    no_head: bool = setting(False, "no head: the features are the embedding", switch=True)
+
+    def width(self, features: int) -> int:
+        """Of the embedding."""
+        return features if self.no_head else self.emb
+
+    def build(self, features: int, bias: bool) -> nn.Module:
+        """The head on a backbone; ``bias`` is that of the hidden layers."""
+        if self.no_head:
+            return nn.Identity()
+        return mlp(features, self.head_size, self.emb, self.head_layers, bias=bias, batch_norm=not self.no_add_bn)
 
 
 def head_of(state: Mapping[str, Tensor]) -> nn.Module:

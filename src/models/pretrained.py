@@ -13,25 +13,13 @@ from ..checkpoints.files import describe_mismatch, read_file
 from ..checkpoints.layouts import backbone_in, family_of, resnet_in, weights_in
 from ..checkpoints.store import FORMAT
 from ..errors import UserError
-from .backbones import create_backbone, initialize
+from .backbones import BackboneSpec, initialize
 
 # What --key may be for checkpoints of ours -> the prefix of those weights
 OWN_KEYS = {"auto": "backbone.", "none": "backbone.", "backbone": "backbone.", "teacher_backbone": "teacher.backbone."}
 
 # Where our methods keep their heads
 OWN_HEADS: tuple[str, ...] = ("head.", "projection_head.", "projection.", "projection_heads.", "fc_crop.")
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """What :func:`src.models.backbones.create_backbone` needs to know."""
-
-    arch: str = "resnet50"
-    width: float = 1.0
-    stem: str = "imagenet"
-
-    def build(self) -> nn.Module:
-        return create_backbone(self.arch, width=self.width, stem=self.stem)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .backbones import features_and_map, forward_by_size, in_parts
+from .backbones import BackboneSpec, features_and_map, forward_by_size, in_parts
 from .heads import head_of, output_width
-from .pretrained import BackboneSpec, fingerprint, load_backbone
+from .pretrained import fingerprint, load_backbone
 
 # The published programs' names of teachers -> ours; their files tell that they are ResNets
 TEACHERS = {"SWAVresnet50": "resnet50", "DCresnet50": "resnet50", "SELAresnet50": "resnet50"}

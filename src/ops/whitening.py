@@ -125,6 +125,6 @@ def whitening_matrix(covariance: Tensor, kind: Kind) -> Tensor:
         return torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False).mT
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     if not bool((eigenvalues[..., 0] > 0).all()):
-        raise torch.linalg.LinAlgError("the covariance is not positive definite")
+        raise torch.linalg.LinAlgError("the covariance is not positive definite")  # type: ignore[attr-defined]
     scaled = vectors * eigenvalues.rsqrt().unsqueeze(-2)
     return scaled @ vectors.mT if kind == "zca" else scaled.flip(-1)

@@ -9,9 +9,20 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import UserError
+from ..settings import setting
 from .collectives import is_active
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """Device and processes"""
+
+    device: str = setting("auto", "auto (a GPU where there is one), cpu or cuda")
+    dist_url: str = setting("env://", "where the processes meet: env://, tcp://HOST:PORT or file:///PATH")
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ def start(device: str = "auto", dist_url: str = "env://") -> World:
     return World(launch.rank, launch.size, launch.local_rank, chosen)
 
 
-def _store_of_this_attempt(launch: Launch, environ: Mapping[str, str]) -> dist.Store | None:
+def _store_of_this_attempt(launch: Launch, environ: Mapping[str, str]) -> Store | None:
     """Where the ranks leave their addresses for each other, if torchrun has started them anew on this machine.
 
     Without a rendezvous backend torchrun keeps one store through all its restarts, in which the ranks would find the
@@ -146,8 +157,14 @@ def _store_of_this_attempt(launch: Launch, environ: Mapping[str, str]) -> dist.S
     on_one_machine = environ.get("LOCAL_WORLD_SIZE") == str(launch.size)
     if launch.init_method != "env://" or attempt == "0" or not on_one_machine:
         return None
-    store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.size))
-    return dist.PrefixStore(f"attempt_{attempt}", store)
+    store, _, _ = next(rendezvous("env://", launch.rank, launch.size))
+    return PrefixStore(f"attempt_{attempt}", store)
+
+
+def rank_in_environment() -> int:
+    """The rank as far as it is known before the process group exists."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return int(rank) if rank.isdigit() else 0
 
 
 def stop() -> None:

@@ -1,10 +1,40 @@
+"""Command lines: spellings, values, retired flags, help, and repeating a run."""
+
 import argparse
+import json
+import math
 
 import pytest
 
+import compare
+import eval_cluster
+import eval_knn
+import eval_linear
+import eval_semisup
+import export
+import main_cwrgp
+import main_disco
+import main_intl
 import main_swav
+import main_twist
+import main_w2ssl
+import plot_embedding
+from detection import convert_to_detectron2, train_torchvision
 from src import cli
+from src.cli.parser import whole
 from src.errors import UserError
+from src.settings import flat, leaves
+from tests.built import resolved
+
+PRETRAINING = (main_swav, main_twist, main_intl, main_cwrgp, main_disco, main_w2ssl)
+ALL = (
+    *PRETRAINING, eval_linear, eval_semisup, eval_knn, eval_cluster, plot_embedding, compare, export, train_torchvision,
+    convert_to_detectron2,
+)  # fmt: skip
+
+
+def name_of(module):
+    return module.__name__
 
 
 def test_boolean_strings():
@@ -14,14 +44,15 @@ def test_boolean_strings():
 
 
 def test_whole_numbers_may_be_written_as_floats():
-    assert cli.positive("1e10") == 10**10
-    assert cli.non_negative("0") == 0
+    assert whole("1e10") == 10**10
+    assert whole("12345678901234567890") == 12345678901234567890  # not by way of a float
+    with pytest.raises(argparse.ArgumentTypeError, match="not a whole number"):
+        whole("12.5")
 
 
 def test_the_defaults_are_the_published_ones():
     """Spec section 0.1."""
-    args = main_swav.build_parser().parse_args(["--data_path", "x"])
-    main_swav.resolve(args)
+    args = resolved(main_swav, "--data_path x")
     published = {
         "nmb_crops": [2], "size_crops": [224], "min_scale_crops": [0.14], "max_scale_crops": [1.0],
         "crops_for_assign": [0, 1], "temperature": 0.1, "epsilon": 0.05, "sinkhorn_iterations": 3, "feat_dim": 128,
@@ -32,24 +63,92 @@ def test_the_defaults_are_the_published_ones():
         "dump_path": ".", "seed": 31, "mean": [0.485, 0.456, 0.406], "std": [0.228, 0.224, 0.225],
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
-    clusters = main_swav.build_parser().parse_args(["--data_path", "x", "--method", "deepcluster-v2"])
-    main_swav.resolve(clusters)
+    clusters = resolved(main_swav, "--data_path x --method deepcluster-v2")
     assert (clusters.nmb_prototypes, clusters.freeze_prototypes_niters) == ([3000, 3000, 3000], 10**10)
 
 
 def test_spellings_and_retired_flags(capsys):
-    parser = main_swav.build_parser()
-    args = parser.parse_args(["--data-path", "a-b_c", "--base-lr=0.6", "--local-rank", "3", "--use_env", "--rank=0"])
-    assert (args.data_path, args.base_lr) == ("a-b_c", 0.6)
-    assert not hasattr(args, "local_rank")
+    parse = main_swav.SCRIPT.parse
+    call = parse(["--data-path", "a-b_c", "--base-lr=0.6", "--local-rank", "3", "--use_env", "--rank=0"])
+    assert (call.settings.data.data_path, call.settings.optim.base_lr) == ("a-b_c", 0.6)
+    assert call.given == {"data_path": "a-b_c", "base_lr": 0.6}
     err = capsys.readouterr().err
     assert all(f"--{name} has no effect any more" in err for name in ("local_rank", "use_env", "rank"))
     with pytest.raises(UserError, match=r"unknown argument --base_l; did you mean --base_lr\?"):
-        parser.parse_args(["--data_path", "x", "--base_l", "1"])
+        parse(["--data_path", "x", "--base_l", "1"])
     with pytest.raises(UserError, match="expected one argument"):
-        parser.parse_args(["--data_path"])
+        parse(["--data_path"])
+    with pytest.raises(UserError, match="are required: --data_path"):
+        parse([])
 
 
-def test_every_flag_is_explained():
-    for action in main_swav.build_parser()._actions:
-        assert action.help, action.option_strings
+@pytest.mark.parametrize("module", ALL, ids=name_of)
+def test_every_flag_is_explained_and_every_number_has_a_range(module, capsys):
+    parser = module.SCRIPT.parser()
+    assert all(action.help for action in parser._actions)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert len(capsys.readouterr().out) > 300
+    for leaf in leaves(module.SCRIPT.settings):
+        if leaf.item_type in (int, float):
+            bounds = leaf.about.range
+            assert bounds.at_least is not None or bounds.above is not None, leaf.name
+            assert bounds.at_most is not None or bounds.below is not None, leaf.name
+
+
+ABSURD = ("nan", "inf", "-inf", "-1e300", "1e300")
+
+
+@pytest.mark.parametrize("module", ALL, ids=name_of)
+def test_absurd_numbers_get_one_line(module):
+    """Each number of each script in turn, outside its range: one line that names the flag and what is expected."""
+    required = [f"--{leaf.name}=x" for leaf in leaves(module.SCRIPT.settings) if leaf.about.required]
+    tried = 0
+    for leaf in leaves(module.SCRIPT.settings):
+        if leaf.item_type not in (int, float):
+            continue
+        bounds = leaf.about.range
+        below = bounds.at_least - 1 if bounds.at_least is not None else bounds.above
+        above = bounds.at_most + 1 if bounds.at_most is not None else bounds.below
+        for value in (*ABSURD, repr(below), repr(above)):
+            if value in ("-inf", "-1e300") and leaf.about.empty:
+                continue  # which is no number to argparse, and so another flag
+            with pytest.raises(UserError) as caught:
+                module.SCRIPT.parse([*required, leaf.flags[0], *[value] * (leaf.length or 1)])
+            assert leaf.flags[0] in str(caught.value)
+            assert "\n" not in str(caught.value)
+            tried += 1
+    assert tried or module in (compare, export, convert_to_detectron2)
+
+
+@pytest.mark.parametrize("module", PRETRAINING, ids=name_of)
+def test_a_run_is_repeated_from_its_settings(module, tmp_path):
+    line = ["--data_path", "x", "--epochs", "7", "--width", "0.5", "--dump_path", "a"]
+    first = module.SCRIPT.parse(line)
+    (tmp_path / "settings.json").write_text(json.dumps({"given": dict(first.given)}))
+    again = module.SCRIPT.parse(["--config", str(tmp_path / "settings.json"), "--dump_path", "b", "--epochs", "8"])
+    expected = {**flat(first.settings), "epochs": 8, "dump_path": "b"}
+    if module is main_twist:
+        assert math.isfinite(expected.pop("warmup_epochs"))  # its default follows the epochs
+    assert {name: flat(again.settings)[name] for name in expected} == expected
+    with pytest.raises(UserError, match="say with --dump_path"):
+        module.SCRIPT.parse(["--config", str(tmp_path / "settings.json")])
+
+
+def test_a_config_is_checked_as_flags_are(tmp_path):
+    def parse(content):
+        (tmp_path / "c.json").write_text(content)
+        return main_swav.SCRIPT.parse(["--config", str(tmp_path / "c.json"), "--dump_path", "b"])
+
+    for content, message in (
+        ("{", "not the settings.json of a run"),
+        ("[]", "not the settings.json of a run"),
+        ('{"given": {"data_path": "x", "epochs": "7"}}', "--epochs 7: expected a whole number"),
+        ('{"given": {"data_path": "x", "epochs": -7}}', "--epochs -7: expected a whole number"),
+        ('{"given": {"data_path": "x", "nmb_crops": 2}}', "--nmb_crops 2: expected whole numbers"),
+        ('{"given": {"data_path": "x", "epoch": 7}}', "unknown settings: epoch"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(content)
+    with pytest.raises(UserError, match="No such file"):
+        main_swav.SCRIPT.parse(["--config", str(tmp_path / "none.json"), "--dump_path", "b"])

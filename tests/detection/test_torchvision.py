@@ -131,7 +131,7 @@ def weights(tmp_path_factory):
 
 
 def test_the_backbone_is_the_checkpoints(weights, tmp_path):
-    args = train_torchvision.build_parser().parse_args(["--pretrained", str(weights), "--min_size", "96"])
+    args = train_torchvision.SCRIPT.parse(["--pretrained", str(weights), "--min_size", "96"]).settings.detection
     model = train_torchvision.build_model(args, 20, synchronise=False).eval()
     backbone = save("moco", tmp_path / "again.pth.tar", "resnet18")
     images = torch.randn(1, 3, 64, 64)
@@ -204,7 +204,7 @@ BAD = [
     (["--pretrained", "", "--arch", "vit_t"], "torchvision has resnet18"),
     (["--eval_only"], "there is no detector.pth"),
     (["--batch_size", "1000"], "there are only 16 images"),
-    (["--lr", "0"], "--lr must be positive"),
+    (["--lr", "0"], "expected a number above 0, up to 1,000,000"),
 ]
 
 

@@ -1,7 +1,5 @@
 """The published commands of each paper's evaluation, against the values that its specification gives them."""
 
-import shlex
-
 import numpy as np
 import pytest
 import torch
@@ -12,12 +10,13 @@ import eval_semisup
 from src.data.loading import Batch
 from src.data.subset import class_balanced, listed, read_list
 from src.errors import UserError
-from src.evaluation import classification, protocols
+from src.evaluation import protocols
 from src.evaluation.classifiers import FineTuning, LastBlocks, is_transformer
 from src.evaluation.protocols import LINEAR, SEMISUP
 from src.evaluation.reported import REPORTED, reported_line
 from src.models.backbones import create_backbone
 from src.optim.schedules import multistep
+from tests.built import judged
 from tests.evaluation.test_classifiers import CLOCK
 
 DISCO_STEPS = [5, 10, 15, 20, 25, 30, 35, 40, 45, 60, 80]
@@ -137,14 +136,7 @@ COMMANDS = [
 @pytest.mark.parametrize(("script", "command", "family", "processes", "expected"), COMMANDS)
 def test_published_commands_train_what_they_did(script, command, family, processes, expected):
     module, table = {"linear": (eval_linear, LINEAR), "semisup": (eval_semisup, SEMISUP)}[script]
-    words = shlex.split(command)
-    args = module.build_parser().parse_args(words)
-    transformer = args.arch == "vit_s"
-    args.protocol, _ = protocols.choose(
-        table, args.protocol, family, transformer, classification.flags_on(words), args.dataset
-    )
-    protocols.resolve(args, table[args.protocol], processes)
-    classification.check(args)
+    args = judged(module, table, command, family, processes, is_transformer="vit_s" in command)
     assert {name: getattr(args, name) for name in expected} == expected
 
 
@@ -165,9 +157,8 @@ def test_moco_ends_at_the_published_rate():
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
-    args = eval_linear.build_parser().parse_args(["/data", "--batch-size", "100"])
     with pytest.raises(UserError, match="cannot be shared out over 8"):
-        protocols.resolve(args, LINEAR["moco"], 8)
+        judged(eval_linear, LINEAR, "/data --batch-size 100 --protocol moco", "", processes=8)
 
 
 # ------------------------------------------------------------------------------------------------ transformers

@@ -17,6 +17,7 @@ from src.clock import Clock
 from src.methods.swav import SwAV
 from src.models.backbones import create_backbone
 from src.optim.larc import LARC
+from src.parallel import launch
 from tests.helpers import run
 
 CROPS = ["--size_crops", "16", "--nmb_crops", "2", "--min_scale_crops", "0.3", "--max_scale_crops", "1"]
@@ -72,9 +73,9 @@ SWAV = [
     (["--size_dataset", "0"], "--size_dataset 0"),
     (["--size_dataset", "5000"], "expected 1 to 96"),
     (["--batch_size", "97"], "do not fill one batch"),
-    (["--batch_size", "0"], "at least one image"),
+    (["--batch_size", "0"], "expected a whole number from 1 to 10,000,000"),
     (["--accumulate", "13"], "an epoch has only 12 batches"),
-    (["--workers", "-1"], "must not be negative"),
+    (["--workers", "-1"], "expected a whole number from 0 to 1,024"),
     (["--knn_freq", "1", "--data_path", "{flat}"], "pass the validation images with --val_path"),
     (["--knn_freq", "1", "--data_path", "{flat}", "--val_path", "{root}/test"], "no class folders"),
     (["--knn_freq", "1", "--knn_k", "1000"], "only 96 training images"),
@@ -82,25 +83,25 @@ SWAV = [
     # views
     (["--size_crops", "16", "12"], "one entry for each resolution"),
     (["--nmb_crops", "1"], "at least two"),
-    (["--nmb_crops", "0"], "at least one crop"),
-    (["--size_crops", "4"], "expected 8 to 2048"),
-    (["--size_crops", "100000"], "expected 8 to 2048"),
+    (["--nmb_crops", "0"], "expected whole numbers from 1 to 1,000"),
+    (["--size_crops", "4"], "expected whole numbers from 8 to 2,048"),
+    (["--size_crops", "100000"], "expected whole numbers from 8 to 2,048"),
     (["--min_scale_crops", "0.9", "--max_scale_crops", "0.2"], "0 < min <= max <= 1"),
-    (["--max_scale_crops", "1.5"], "0 < min <= max <= 1"),
+    (["--max_scale_crops", "1.5"], "expected numbers above 0, up to 1"),
     (["--jitter_strength", "9"], "--jitter_strength"),
-    (["--blur", "1.5"], "expected a probability"),
+    (["--blur", "1.5"], "expected a number from 0 to 1"),
     (["--crops_for_assign", "0", "5"], "from 0 to 1"),
     (["--crops_for_assign", "0", "0"], "distinct"),
     # model
-    (["--nmb_prototypes", "0"], "must be at least 1"),
-    (["--nmb_prototypes", "1"], "at least 2"),
+    (["--nmb_prototypes", "0"], "expected whole numbers from 2 to 100,000,000"),
+    (["--nmb_prototypes", "1"], "expected whole numbers from 2 to 100,000,000"),
     (["--arch", "resnet5O", "--width", "1", "--stem", "imagenet"], "did you mean resnet50"),
     (["--arch", "efficientnet_b0"], "options of our ResNets"),
-    (["--width", "0"], "must be positive"),
+    (["--width", "0"], "expected a number above 0, up to 64"),
     (["--method", "deepcluster-v2", "--nmb_prototypes", "100"], "a process sees 96 images an epoch"),
     (["--method", "deepcluster-v2", "--queue_length", "64"], "belongs to SwAV"),
     (["--method", "sela-v2", "--shard"], "for SwAV only"),
-    (["--method", "sela-v2", "--sela_epsilon", "0"], "must be positive"),
+    (["--method", "sela-v2", "--sela_epsilon", "0"], "expected a number above 0, up to 100"),
     (["--method", "sela-v2", "--sela_hard", "false", "--nmb_prototypes", "6", "5"], "equally many prototypes"),
     (["--method", "swa"], "invalid choice"),
     (["--shard"], "start with torchrun"),
@@ -109,17 +110,17 @@ SWAV = [
         "works for our ResNets",
     ),
     (["--augment_on", "gpu"], "invalid choice"),
-    (["--temperature", "0"], "must be positive"),
-    (["--epsilon", "0.0001"], "numerically hard"),
-    (["--sinkhorn_iterations", "0"], "must be at least 1"),
+    (["--temperature", "0"], "expected a number above 0, up to 1,000"),
+    (["--epsilon", "0.0001"], "expected a number from 0.003 to 100"),
+    (["--sinkhorn_iterations", "0"], "expected a whole number from 1 to 10,000"),
     (["--queue_length", "7"], "does not hold one batch of 8"),
     (["--queue_length", "12.5"], "is not a whole number"),
     # optimisation
-    (["--epochs", "0"], "must be at least 1"),
+    (["--epochs", "0"], "expected a whole number from 1 to 1,000,000,000"),
     (["--warmup_epochs", "1"], "leaves nothing of --epochs"),
-    (["--base_lr", "-1"], "must not be negative"),
+    (["--base_lr", "-1"], "expected a number from 0 to 1,000,000"),
     (["--epochs", "3.5"], "is not a whole number"),
-    (["--base_lr", "fast"], "invalid float value"),
+    (["--base_lr", "fast"], "'fast' is not a number"),
     # run
     (["--epoch", "5"], "did you mean --epochs"),
     (["--batchsize", "5"], "unknown argument --batchsize"),
@@ -135,7 +136,7 @@ SWAV = [
     (["--resume", "{tmp}/code.pth"], "could run code"),
     (["--resume", "{tmp}/code_in_zip.pth"], "could run code"),
     (["--resume", "{tmp}/empty"], "is a folder"),
-    (["--checkpoint_freq", "0"], "must be at least 1"),
+    (["--checkpoint_freq", "0"], "expected a whole number from 1 to 1,000,000,000"),
 ]
 
 
@@ -170,8 +171,8 @@ def test_evaluations(main, extra, message, place, capsys):
     ("main", "extra", "message"),
     [
         (eval_knn.main, ["--k", "1000"], "only 96 training images"),
-        (eval_knn.main, ["--temperature", "0"], "must be positive"),
-        (eval_linear.main, ["--lr", "0"], "must be positive"),
+        (eval_knn.main, ["--temperature", "0"], "expected a number above 0, up to 1,000"),
+        (eval_linear.main, ["--lr", "0"], "expected numbers above 0, up to 1,000,000"),
         (eval_linear.main, ["--lr", "0.1", "0.1"], "different learning rates"),
         (eval_linear.main, ["--features", "cached", "--global_pooling", "false"], "--global_pooling true"),
         (eval_linear.main, ["--arch", "efficientnet_b0", "--width", "1", "--global_pooling", "false"], "our ResNets"),
@@ -180,17 +181,17 @@ def test_evaluations(main, extra, message, place, capsys):
         (eval_linear.main, ["--protocol", "dino"], "invalid choice"),
         (eval_linear.main, ["--protocol", "vit"], "need a vision transformer"),
         (eval_linear.main, ["--schedule", "sometimes"], "expected cos, step, or epochs"),
-        (eval_linear.main, ["--batch_size", "0"], "at least one image"),
+        (eval_linear.main, ["--batch_size", "0"], "expected a whole number from 1 to 10,000,000"),
         (eval_linear.main, ["--evaluate"], "there is no checkpoint in"),
         (eval_linear.main, ["--evaluate", "--resume", "never"], "cannot go with"),
         (eval_linear.main, ["more", "and more", "words"], "unknown argument and more"),
-        (eval_semisup.main, ["--labels_perc", "0"], "not a percentage"),
-        (eval_semisup.main, ["--labels_perc", "1000"], "not a percentage"),
+        (eval_semisup.main, ["--labels_perc", "0"], "expected a number above 0, up to 100"),
+        (eval_semisup.main, ["--labels_perc", "1000"], "expected a number above 0, up to 100"),
         (eval_semisup.main, ["--labels_perc", "ten"], "not a number"),
         (eval_semisup.main, ["--subset_file", "{tmp}/nowhere.txt"], "cannot read the list"),
         (eval_semisup.main, ["--subset_file", "{tmp}/file.txt"], "are not among the training images (such as hello)"),
         (eval_semisup.main, ["--lr_last_layer", "0.1", "1"], "give one learning rate"),
-        (eval_semisup.main, ["--lr", "-1"], "must be positive"),
+        (eval_semisup.main, ["--lr", "-1"], "expected a number from 0 to 1,000,000"),
         (eval_semisup.main, ["--features", "cached"], "need --weights freeze"),
     ],
 )
@@ -226,7 +227,7 @@ def test_bad_launcher_settings(environ, message, place, capsys, monkeypatch):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     if environ["RANK"] != "0":
-        monkeypatch.setattr(cli, "distributed_rank", lambda: 0)
+        monkeypatch.setattr(launch, "rank_in_environment", lambda: 0)
     arguments = ["--data_path", "{train}", "--dump_path", "{tmp}/run", *BASE]
     fails(main_swav.main, filled(arguments, place), capsys, message)
 

@@ -251,7 +251,7 @@ def test_a_classifier_teaches_another(checkpoint, patches, tmp_path):
     for extra, message in (
         (["--teacher", tmp_path / "full.pth", "--features", "cached"], "--features augmented"),
         (["--teacher", checkpoint], "classes apart"),
-        (["--teacher", tmp_path / "full.pth", "--alpha", 2], "--alpha between 0 and 1"),
+        (["--teacher", tmp_path / "full.pth", "--alpha", 2], "--alpha 2: expected a number from 0 to 1"),
     ):
         bad = run(*base, "--dump_path", tmp_path / "c", "--epochs", 1, *extra)
         assert (bad.returncode, message in bad.stderr) == (2, True), bad.stderr

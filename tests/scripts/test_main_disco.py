@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import main_disco
 import main_swav
 from src.checkpoints.store import read_run
 from src.models.backbones import create_backbone
+from tests import built
 from tests.helpers import run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
@@ -36,9 +36,7 @@ TEST_BED = (
 
 
 def resolved(line):
-    args = main_disco.build_parser().parse_args(shlex.split(line))
-    main_disco.resolve(args)
-    return args
+    return built.resolved(main_disco, line)
 
 
 @pytest.fixture(scope="session")
@@ -88,14 +86,13 @@ COMMON = {"batch_size": 256, "lr": 0.03, "mlp": True, "moco_t": 0.2, "aug_plus":
 ])  # fmt: skip
 def test_the_published_commands(line, expected, capsys):
     args = resolved(line)
-    main_disco.check(args)
     assert {name: getattr(args, name) for name in expected} == expected
     if "--multiprocessing-distributed" in line:
         assert "torchrun" in capsys.readouterr().err
 
 
 def test_views():
-    first, second = main_disco.views_of(resolved("--aug-plus /d"))
+    first, second = built.built(main_disco, "--aug-plus /d").views
     assert first == second
     assert (first.size, first.scale, first.jitter, first.jitter_probability) == (
         224,
@@ -105,9 +102,9 @@ def test_views():
     )
     assert (first.grayscale, first.blur, first.blur_sigma, first.flip) == (0.2, 0.5, (0.1, 2.0), 0.5)
     assert (first.bicubic, first.gray_first, first.solarize) == (False, False, 0.0)
-    old, _ = main_disco.views_of(resolved("/d"))
+    old, _ = built.built(main_disco, "/d").views
     assert (old.jitter, old.jitter_probability, old.blur, old.gray_first) == ((0.4, 0.4, 0.4, 0.4), 1.0, 0.0, True)
-    assert len(main_disco.views_of(resolved("--method seed --teacher x /d"))) == 1
+    assert len(built.built(main_disco, "--method seed --teacher x /d").views) == 1
 
 
 def test_the_published_learning_rates(patches, tmp_path):
@@ -128,7 +125,7 @@ def test_the_published_learning_rates(patches, tmp_path):
 
 
 def test_the_swav_test_bed_command():
-    args = main_swav.build_parser().parse_args(shlex.split(TEST_BED))
+    args = built.resolved(main_swav, TEST_BED)
     assert (args.teacher, args.arch, args.nmb_crops) == ("/path/to/swav_800ep_pretrain.pth.tar", "efficientb0", [2, 6])
     assert (args.base_lr, args.queue_length, args.distill_weight, args.teacher_normalise) == (0.6, 3840, 0.5, False)
 
@@ -275,13 +272,13 @@ BAD = [
     (["--moco_k", "8"], "does not hold one batch of 16"),
     (["--bn_parts", "3"], "does not cut the 16 images"),
     (["--bn_parts", "16"], "does not cut the 16 images"),
-    (["--moco_t", "0"], "temperatures must be positive"),
-    (["--moco_m", "1.5"], "between 0 and 1"),
-    (["--lr", "-1"], "must not be negative"),
-    (["--hidden", "-2"], "expected -1, 0 or a width"),
-    (["--crop_scale", "0", "1"], "0 < least <= largest <= 1"),
-    (["--blur", "2"], "a probability"),
-    (["--jitter_strength", "3"], "expected 0 to 1.25"),
+    (["--moco_t", "0"], "expected a number above 0, up to 1,000"),
+    (["--moco_m", "1.5"], "expected a number from 0 to 1"),
+    (["--lr", "-1"], "expected a number from 0 to 1,000,000"),
+    (["--hidden", "-2"], "expected a whole number from -1 to 1,000,000"),
+    (["--crop_scale", "0", "1"], "expected numbers above 0, up to 1"),
+    (["--blur", "2"], "expected a number from 0 to 1"),
+    (["--jitter_strength", "3"], "expected a number from 0 to 1.25"),
     (["--batch_size", "1000", "--moco_k", "1000"], "do not fill one batch"),
     (["--shard"], "for SwAV only"),
     (["--arch", "resnet19"], "options of our ResNets"),

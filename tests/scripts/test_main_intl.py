@@ -1,20 +1,18 @@
 """main_intl.py as users run it: every method, the defaults of four programs, kills and resumes, what it writes."""
 
 import json
-import shlex
-from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+import main_cwrgp
 import main_intl
 from src.checkpoints.store import read_run
 from src.data.datasets import open_images, open_train_and_test
 from src.errors import UserError
-from src.methods.intl import Intl
 from src.models.backbones import create_backbone
-from src.models.heads import mlp
+from tests import built
 from tests.helpers import run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
@@ -27,15 +25,20 @@ SMALL = [
 
 
 def command(patches, folder, method, *extra):
-    views = [] if method in main_intl.INTL else ["--num_samples", "2"]
+    views = [] if method in INTL else ["--num_samples", "2"]
     return ["main_intl.py", "--data_path", patches, "--dump_path", folder, "--method", method, *SMALL, *views,
             *map(str, extra)]  # fmt: skip
 
 
+INTL = ("intl", "intl_m")
+
+
+def views_of(line):
+    return built.built(main_intl, line).views
+
+
 def resolved(line):
-    args = main_intl.build_parser().parse_args(shlex.split(line))
-    main_intl.resolve(args)
-    return args
+    return built.resolved(main_intl, line)
 
 
 @pytest.mark.parametrize(("line", "expected"), [
@@ -61,23 +64,22 @@ def resolved(line):
 ])  # fmt: skip
 def test_defaults_of_the_four_programs(line, expected):
     args = resolved(line)
-    main_intl.check(args)
     assert {name: getattr(args, name) for name in expected} == expected
 
 
 def test_views_of_the_programs():
-    first, second = main_intl.views_of(resolved("--data_path /imagenet"))
+    first, second = views_of("--data_path /imagenet")
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
     assert (first.bicubic, first.jitter, first.grayscale) == (True, (0.4, 0.4, 0.2, 0.1), 0.2)
     assert not first.colours_first
-    views = main_intl.views_of(resolved("--method intl_m --multi-crop"))
+    views = views_of("--method intl_m --multi-crop")
     assert [view.size for view in views] == [224, 224, 192, 160, 128, 96]
-    (small, *_) = main_intl.views_of(resolved("--method cwrgp --dataset cifar10"))
+    (small, *_) = views_of("--method cwrgp --dataset cifar10")
     assert (small.scale, small.jitter, small.grayscale, small.blur) == ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.1, 0.0)
     assert (small.bicubic, small.colours_first) == (True, True)
-    (hundred, *_) = main_intl.views_of(resolved("--method cwrgp --dataset in100"))
+    (hundred, *_) = views_of("--method cwrgp --dataset in100")
     assert (hundred.size, hundred.blur, hundred.grayscale, hundred.colours_first) == (224, 0.5, 0.1, True)
-    (large, *rest) = main_intl.views_of(resolved("--method cwrgp"))
+    (large, *rest) = views_of("--method cwrgp")
     assert (large.size, large.blur, large.grayscale, large.bicubic, len(rest)) == (224, 0.5, 0.2, False, 3)
 
 
@@ -87,18 +89,13 @@ def test_views_of_the_programs():
     ("--method intl --dataset cifar10 --arch resnet50", [(167, 1e-4)]),
 ])  # fmt: skip
 def test_what_decays(line, expected):
-    args = resolved(line)
-    with torch.device("meta"):
-        head = mlp(2048, 8192, 8192, 3, bias=False)
-        momentum = 0.996 if args.method == "intl_m" else None
-        method = Intl(create_backbone("resnet50"), head, weight=0.05, momentum=momentum)
-    optimizer = main_intl.build_optimizer(SimpleNamespace(args=args), method)
-    assert isinstance(optimizer, torch.optim.SGD)
-    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == expected
-    assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
+    run = built.built(main_intl, line)
+    assert isinstance(run.training["optimizer"], torch.optim.SGD)
+    assert [(len(group["params"]), group["weight_decay"]) for group in run.groups] == expected
+    assert all(group["momentum"] == 0.9 for group in run.groups)
 
 
-@pytest.mark.parametrize("method", [m for m in main_intl.METHODS if m != "cw-rgp"])
+@pytest.mark.parametrize("method", [*INTL, *main_cwrgp.METHODS])
 def test_every_method_trains(patches, tmp_path, method):
     result = run(*command(patches, tmp_path, method, "--epochs", 1, "--workers", 1, "--max_steps", 3))
     assert result.returncode == 0, result.stderr
@@ -195,10 +192,10 @@ BAD = [
     ("intl", ["--bs", "8"], "gives the trace loss no weight"),
     ("intl", ["--bs", "97"], "do not fill one batch"),
     ("intl", ["--nmb_crops", "1"], "one entry each"),
-    ("intl", ["--min_scale_crops", "0", "0"], "0 < min <= max <= 1"),
-    ("intl", ["--m", "2"], "expected 0 to 1"),
-    ("intl", ["--iters", "-1"], "must not be negative"),
-    ("intl", ["--axis", "2"], "invalid choice"),
+    ("intl", ["--min_scale_crops", "0", "0"], "expected numbers above 0, up to 1"),
+    ("intl", ["--m", "2"], "expected a number from 0 to 1"),
+    ("intl", ["--iters", "-1"], "expected a whole number from 0 to 1,000"),
+    ("intl", ["--axis", "2"], "expected a whole number from 0 to 1"),
     ("intl", ["--shard"], "for SwAV only"),
     ("swav", [], "invalid choice"),
     ("cwrgp", ["--w_size", "5"], "does not divide the 16 images"),
@@ -207,8 +204,8 @@ BAD = [
     ("wmse", ["--axis", "1", "--group", "1"], "a covariance of 32 from 7 observations is singular"),
     ("cwrgp", ["--num_samples", "1"], "at least two are needed"),
     ("simsiam", ["--num_samples", "3"], "simsiam has two views, not 3"),
-    ("vicreg", ["--lr", "-1"], "must not be negative"),
-    ("contrastive", ["--tau", "0"], "must not be negative, and --tau positive"),
+    ("vicreg", ["--lr", "-1"], "expected a number from 0 to 1,000,000"),
+    ("contrastive", ["--tau", "0"], "expected a number above 0, up to 1,000"),
     ("cwrgp", ["--data_path", "{tmp}/nowhere"], "does not exist"),
 ]
 
@@ -226,8 +223,7 @@ def test_a_batch_that_processes_cannot_share(patches, tmp_path):
 
 
 def test_rank_deficiency_can_be_shrunk_away():
-    args = resolved("--method cwrgp --bs 16 --w_size 16 --emb 32 --group 4 --w_eps 0.1")
-    main_intl.check_whitening(args, 16, 32)
-    args.w_eps = 0.0
+    line = "--method cwrgp --bs 16 --w_size 16 --emb 32 --group 4"
+    resolved(f"{line} --w_eps 0.1")
     with pytest.raises(UserError, match="is singular"):
-        main_intl.check_whitening(args, 16, 32)
+        resolved(line)

@@ -1,7 +1,6 @@
 """main_twist.py as users run it: the published commands, both phases, kills and resumes, transformers."""
 
 import json
-import shlex
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 import main_twist
 from src.checkpoints.store import read_run
 from src.models.pretrained import load_backbone
+from tests import built
 from tests.helpers import run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
@@ -44,10 +44,7 @@ VIT = ("--bunch-size 256 --clip_norm 3.0 --epochs 300 --mme_epochs 300 --lam1 -0
       "mme_epochs": 20}),
 ])  # fmt: skip
 def test_published_commands(line, processes, lr, expected):
-    args = main_twist.build_parser().parse_args(shlex.split(line))
-    main_twist.resolve(args)
-    main_twist.check(args)
-    main_twist.check_bunches(args, processes)
+    args = built.resolved(main_twist, line, processes)
     assert {name: getattr(args, name) for name in expected} == expected
     assert args.lr * args.batch_size * processes / 256 == pytest.approx(lr)
     assert (args.data_path, args.dump_path) == ("/imagenet", "/out")
@@ -151,19 +148,17 @@ def test_a_flat_folder_trains_without_scores(patches, tmp_path):
 
 
 def test_crops_get_harder_with_self_labelling_whenever_it_is_resumed():
-    args = main_twist.build_parser().parse_args(["--data-path", "/data", "--epochs", "6", "--mme_epochs", "3"])
-    main_twist.resolve(args)
-    views = main_twist.ViewsByPhase({late: main_twist.views_of(args, 3 * late) for late in (False, True)}, 3)
+    plan = "--data-path /data --bunch-size 128 --mme_epochs 3"
+    views = built.built(main_twist, f"{plan} --epochs 6").run.loader.dataset.views_of
     for epoch in range(6):
         first, second, *local = views(epoch)
         assert (first.scale, local[0].scale) == (
             ((0.4, 1.0), (0.05, 0.4)) if epoch < 3 else ((0.14, 1.0), (0.05, 0.14))
         )
         assert (len(local), first.blur, second.blur, second.solarize) == (12, 1.0, 0.1, 0.2)
-    args = main_twist.build_parser().parse_args(["--data-path", "/data", "--aug", "moco", "--mme_epochs", "3"])
-    main_twist.resolve(args)
-    assert [view.jitter for view in main_twist.views_of(args, 2)] == [(0.4, 0.4, 0.4, 0.1)] * 2
-    assert [(v.size, v.scale, v.jitter) for v in main_twist.views_of(args, 3)] == [
+    views = built.built(main_twist, f"{plan} --aug moco").run.loader.dataset.views_of
+    assert [view.jitter for view in views(2)] == [(0.4, 0.4, 0.4, 0.1)] * 2
+    assert [(v.size, v.scale, v.jitter) for v in views(3)] == [
         (224, (0.14, 1.0), (0.4, 0.4, 0.2, 0.1))
     ] * 2  # as many as before, by the multi-crop pipeline
 
@@ -176,16 +171,16 @@ BAD = [
     (["--crops_interact_style", "class"], "invalid choice"),
     (["--crops_interact_style", "self_label", "--mme_epochs", "0"], "equal to --epochs"),
     (["--optim", "adam"], "invalid choice"),
-    (["--quantile", "1.5"], "expected 0 to 1"),
-    (["--momentum_start", "2"], "expected 0 to 1"),
-    (["--tau", "0"], "must be positive"),
+    (["--quantile", "1.5"], "expected a number from 0 to 1"),
+    (["--momentum_start", "2"], "expected a number from 0 to 1"),
+    (["--tau", "0"], "expected a number above 0, up to 1,000"),
     (["--min1", "0.9", "--max1", "0.5"], "0 < min <= max <= 1"),
-    (["--dim", "1"], "at least 2"),
-    (["--size_crops", "4", "4"], "less than 8 pixels"),
+    (["--dim", "1"], "expected a whole number from 2 to 100,000,000"),
+    (["--size_crops", "4", "4"], "expected whole numbers from 8 to 2,048"),
     (["--freeze_embedding", "1"], "needs vit_t"),
     (["--drop_path", "0.1"], "has no stochastic depth"),
     (["--shard"], "for SwAV only"),
-    (["--lr", "-1"], "must not be negative"),
+    (["--lr", "-1"], "expected a number from 0 to 1,000,000"),
     (["--batch-size", "97", "--bunch-size", "97"], "do not fill one batch"),
     (["--data-path", "{tmp}/nowhere"], "does not exist"),
     (["--min_scale_crops", "0.1"], "unknown argument"),

@@ -1,7 +1,6 @@
 """main_w2ssl.py as users run it: the published commands, kills and resumes, what it refuses."""
 
 import json
-import shlex
 
 import numpy as np
 import pytest
@@ -9,10 +8,10 @@ from PIL import Image
 
 import main_w2ssl
 from src.checkpoints.store import read_run
-from src.evaluation import classification, protocols
 from src.evaluation.protocols import LINEAR
 from src.models.backbones import create_backbone
 from src.models.teacher import Teacher
+from tests import built
 from tests.helpers import ROOT, run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
@@ -29,10 +28,7 @@ def command(patches, folder, *extra):
 
 
 def resolved(line):
-    args = main_w2ssl.build_parser().parse_args(shlex.split(line))
-    main_w2ssl.resolve(args)
-    main_w2ssl.check(args)
-    return args
+    return built.resolved(main_w2ssl, line)
 
 
 LAUNCH = "--dist-url 'tcp://localhost:10109' --multiprocessing-distributed --world-size 1 --rank 0"
@@ -72,12 +68,8 @@ def test_dead_flags_say_so(capsys):
 def test_the_published_evaluations(line, protocol, expected):
     import eval_linear
 
-    words = shlex.split(line)
-    args = eval_linear.build_parser().parse_args(words)
-    name, _ = protocols.choose(LINEAR, protocol, "w2ssl", False, classification.flags_on(words))
-    assert name == {"auto": "w2ssl"}.get(protocol, protocol)
-    protocols.resolve(args, LINEAR[name], 1)
-    classification.check(args)
+    args = built.judged(eval_linear, LINEAR, f"{line} --protocol {protocol}", "w2ssl")
+    assert args.protocol == {"auto": "w2ssl"}.get(protocol, protocol)
     assert {name: getattr(args, name) for name in expected} == expected
 
 
@@ -139,13 +131,13 @@ BAD = [
     (["--batch_size", "15"], "do not fill montages of four"),
     (["--batch_size", "1000"], "do not fill one batch"),
     (["--arch", "vit_small"], "transformers"),
-    (["--cross_ratio", "0.6"], "expected 0 to 0.5"),
+    (["--cross_ratio", "0.6"], "expected a number from 0 to 0.5"),
     (["--crop_min", "0"], "above 0, up to 1"),
-    (["--loss_t", "0"], "--loss_t must be positive"),
-    (["--moco_m", "2"], "between 0 and 1"),
-    (["--lr", "-1"], "must not be negative"),
-    (["--blur", "0.5", "2"], "expected probabilities"),
-    (["--jitter_strength", "9"], "expected 0 to 2.5"),
+    (["--loss_t", "0"], "expected a number above 0, up to 1,000"),
+    (["--moco_m", "2"], "expected a number from 0 to 1"),
+    (["--lr", "-1"], "expected a number from 0 to 1,000,000"),
+    (["--blur", "0.5", "2"], "expected numbers from 0 to 1"),
+    (["--jitter_strength", "9"], "expected a number from 0 to 2.5"),
     (["--warmup_epochs", "1"], "leaves nothing"),
     (["--grid", "3x3"], "invalid choice"),
     (["--flip", "image"], "invalid choice"),

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +15,8 @@ import main_intl
 import main_swav
 import main_twist
 import main_w2ssl
-from src.data.view_sets import multi_crop
-from src.evaluation import classification, protocols
 from src.evaluation.protocols import LINEAR, SEMISUP
+from tests.built import built, judged, resolved
 from tests.helpers import ROOT
 
 SCRIPTS = ROOT / "scripts"
@@ -342,13 +342,11 @@ def test_resources_are_the_published_ones(name):
 def test_flags_are_the_published_ones(name):
     script, *flags = command_of(name)
     assert script == "main_swav.py"
-    args = main_swav.build_parser().parse_args(flags)
-    main_swav.resolve(args)
+    processes = RESOURCES[name][0] * RESOURCES[name][1] if name in RESOURCES else 1
+    args = resolved(main_swav, flags, processes)
     expected = {**COMMON, **FLAGS[name]}
     assert {flag: getattr(args, flag) for flag in expected} == expected
     assert (args.data_path, args.dump_path) == ("/data", "/out")
-    views = multi_crop(args.size_crops, args.nmb_crops, args.min_scale_crops, args.max_scale_crops)
-    main_swav.check(args, views)
     if name in RESOURCES:
         nodes, gpus, *_ = RESOURCES[name]
         total = nodes * gpus * args.batch_size
@@ -363,17 +361,15 @@ def test_twists_recipes_are_the_published_ones(name):
     nodes, batch, ranks_a_bunch, flags = TWIST_RECIPES[name]
     script, *words = command_of(name)
     assert script == "main_twist.py"
-    args = main_twist.build_parser().parse_args(words)
-    main_twist.resolve(args)
-    main_twist.check(args)
+    run = built(main_twist, words, processes=8 * nodes)
+    args = SimpleNamespace(**run.values)
     expected = {**TWIST, **flags}
     assert {flag: getattr(args, flag) for flag in expected} == expected
     found = directives(SCRIPTS / f"{name}.sh")
     assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, str(nodes), "8")
     assert args.batch_size * 8 * nodes == batch
-    assert main_twist.check_bunches(args, 8 * nodes) == ranks_a_bunch
-    views = main_twist.views_of(args, 0)
-    assert [view.size for view in views] == [224, 224] + [96] * args.local_crops_number
+    assert run.run.settings.model.ranks_of_a_bunch(args.batch_size, 8 * nodes) == ranks_a_bunch
+    assert [view.size for view in run.views] == [224, 224] + [96] * args.local_crops_number
 
 
 @pytest.mark.parametrize("name", INTL_RECIPES)
@@ -381,22 +377,17 @@ def test_intls_and_cwrgps_recipes_are_the_published_ones(name):
     gpus, expected = INTL_RECIPES[name]
     script, *words = command_of(name)
     assert script == "main_intl.py"
-    args = main_intl.build_parser().parse_args(words)
-    main_intl.resolve(args)
-    main_intl.check(args)
+    args = resolved(main_intl, words, processes=gpus)
     assert {flag: getattr(args, flag) for flag in expected} == expected
     found = directives(SCRIPTS / f"{name}.sh")
     assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", str(gpus))
-    main_intl.check_whitening(args, args.bs // gpus, args.emb)
 
 
 @pytest.mark.parametrize("name", MOCO_RECIPES)
 def test_mocos_and_discos_recipes_are_the_published_ones(name):
     script, *words = command_of(name)
     assert script == "main_disco.py"
-    args = main_disco.build_parser().parse_args(words)
-    main_disco.resolve(args)
-    main_disco.check(args)
+    args = resolved(main_disco, words, processes=8)
     expected = {**MOCO_V2, **MOCO_RECIPES[name]}
     assert {flag: getattr(args, flag) for flag in expected} == expected
     found = directives(SCRIPTS / f"{name}.sh")
@@ -407,9 +398,7 @@ def test_mocos_and_discos_recipes_are_the_published_ones(name):
 def test_w2ssls_recipes_are_the_published_ones(name, gpus):
     script, *words = command_of(name)
     assert script == "main_w2ssl.py"
-    args = main_w2ssl.build_parser().parse_args(words)
-    main_w2ssl.resolve(args)
-    main_w2ssl.check(args)
+    args = resolved(main_w2ssl, words, processes=gpus)
     assert {flag: getattr(args, flag) for flag in W2SSL_RECIPES[name]} == W2SSL_RECIPES[name]
     found = directives(SCRIPTS / f"{name}.sh")
     assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", str(gpus))
@@ -420,10 +409,7 @@ def test_evaluations_are_the_published_ones(name):
     module, table, expected = JUDGES[name]
     script, *flags = command_of(name)
     assert script == f"{module.__name__}.py"
-    args = module.build_parser().parse_args(flags)
-    args.protocol, _ = protocols.choose(table, args.protocol, "swav", False, classification.flags_on(flags))
-    protocols.resolve(args, table[args.protocol], 8)
-    classification.check(args)
+    args = judged(module, table, flags, "swav", processes=8)
     assert {flag: getattr(args, flag) for flag in expected} == expected
     assert (args.data_path, args.dump_path) == ("/data", "/out")
     found = directives(SCRIPTS / f"{name}.sh")
@@ -431,6 +417,6 @@ def test_evaluations_are_the_published_ones(name):
 
 
 def test_flags_can_be_added_and_overridden():
-    flags = command_of("swav_100ep_pretrain", "--epochs", "3", "--compile")
-    args = main_swav.build_parser().parse_args(flags[1:])
-    assert (args.epochs, args.compile) == (3, True)
+    flags = command_of("swav_100ep_pretrain", "--epochs", "30", "--compile")
+    args = resolved(main_swav, flags[1:])
+    assert (args.epochs, args.compile) == (30, True)

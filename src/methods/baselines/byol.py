@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,15 @@ from ...clock import Clock
 from ...losses.whitened import normalised_mse
 from ...models.heads import mlp
 from ...optim.ema import momentum_copy, update_momentum_copy
-from ..joint_embedding import JointEmbedding
+from ...settings import setting
+from ..joint_embedding import JointEmbedding, Parts
+
+
+@dataclass(frozen=True)
+class BYOLSettings:
+    """BYOL"""
+
+    byol_tau: float = setting(0.99, "momentum of the copy at first; it rises to 1", at_least=0, at_most=1)
 
 
 class BYOL(JointEmbedding):
@@ -32,6 +41,17 @@ class BYOL(JointEmbedding):
         self.momentum_backbone, self.momentum_head = momentum_copy(backbone), momentum_copy(head)
         self.momentum = momentum
         self._targets: list[Tensor] = []
+
+    @classmethod
+    def build(cls, parts: Parts, own: BYOLSettings) -> "BYOL":
+        return cls(
+            parts.backbone,
+            parts.head,
+            width=parts.width,
+            hidden=parts.hidden,
+            momentum=own.byol_tau,
+            zero_init_residual=parts.zero_init_residual,
+        )
 
     def embed(self, crops: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """SimCLR's contrastive loss (Chen et al. 2020, arXiv 2002.05709), as CW-RGP's repository trains it."""
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...clock import Clock
-from ..joint_embedding import JointEmbedding
+from ...settings import setting
+from ..joint_embedding import JointEmbedding, Parts
+
+
+@dataclass(frozen=True)
+class SimCLRSettings:
+    """SimCLR (contrastive)"""
+
+    tau: float = setting(0.5, "temperature of the similarities", above=0, at_most=1000)
 
 
 class SimCLR(JointEmbedding):
@@ -23,6 +32,16 @@ class SimCLR(JointEmbedding):
     def __init__(self, backbone: nn.Module, head: nn.Module, *, width: int, temperature: float = 0.5, **options: Any):
         super().__init__(backbone, nn.Sequential(head, nn.BatchNorm1d(width)), **options)
         self.temperature = temperature
+
+    @classmethod
+    def build(cls, parts: Parts, own: SimCLRSettings) -> "SimCLR":
+        return cls(
+            parts.backbone,
+            parts.head,
+            width=parts.width,
+            temperature=own.tau,
+            zero_init_residual=parts.zero_init_residual,
+        )
 
     def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
         pairs = itertools.combinations(embeddings_Vnd, 2)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...clock import Clock
-from ..joint_embedding import JointEmbedding
+from ..joint_embedding import JointEmbedding, Parts
 
 
 class SimSiam(JointEmbedding):
@@ -31,6 +31,16 @@ class SimSiam(JointEmbedding):
         super().__init__(backbone, head, **options)
         self.predictor = nn.Sequential(
             nn.Linear(width, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Linear(512, width)
+        )
+
+    @classmethod
+    def build(cls, parts: Parts) -> "SimSiam":
+        return cls(
+            parts.backbone,
+            features=parts.features,
+            hidden=parts.hidden,
+            width=parts.width,
+            zero_init_residual=parts.zero_init_residual,
         )
 
     def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:

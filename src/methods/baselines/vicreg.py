@@ -1,5 +1,6 @@
 """VICReg (Bardes et al. 2022, arXiv 2105.04906), as CW-RGP's repository trains it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,17 @@ from torch.nn import functional as F
 
 from ...clock import Clock
 from ...losses.whitened import covariance_penalty
-from ..joint_embedding import JointEmbedding
+from ...settings import setting
+from ..joint_embedding import JointEmbedding, Parts
+
+
+@dataclass(frozen=True)
+class VICRegSettings:
+    """VICReg"""
+
+    vicreg_sim: float = setting(25.0, "weight of the agreement", at_least=0, at_most=1e6)
+    vicreg_var: float = setting(25.0, "weight of the variances", at_least=0, at_most=1e6)
+    vicreg_cov: float = setting(1.0, "weight of the covariances", at_least=0, at_most=1e6)
 
 
 class VICReg(JointEmbedding):
@@ -31,6 +42,17 @@ class VICReg(JointEmbedding):
     ) -> None:
         super().__init__(backbone, head, **options)
         self.invariance, self.variance, self.covariance = invariance, variance, covariance
+
+    @classmethod
+    def build(cls, parts: Parts, own: VICRegSettings) -> "VICReg":
+        return cls(
+            parts.backbone,
+            parts.head,
+            invariance=own.vicreg_sim,
+            variance=own.vicreg_var,
+            covariance=own.vicreg_cov,
+            zero_init_residual=parts.zero_init_residual,
+        )
 
     def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
         a, b = embeddings_Vnd

@@ -4,11 +4,15 @@ import torch
 from torch import Tensor
 
 from ...clock import Clock
-from ..joint_embedding import JointEmbedding
+from ..joint_embedding import JointEmbedding, Parts
 
 
 class ZeroICL(JointEmbedding):
     """Samples are decorrelated by a matrix that gets no gradient; each view's sample then agrees with the other's."""
+
+    @classmethod
+    def build(cls, parts: Parts) -> "ZeroICL":
+        return cls(parts.backbone, parts.head, zero_init_residual=parts.zero_init_residual)
 
     def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
         a, b = (decorrelated(one) for one in embeddings_Vnd)

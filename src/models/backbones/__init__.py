@@ -5,6 +5,7 @@ A backbone maps (n, 3, h, w) to (n, F) and knows F as its attribute ``feature_wi
 
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch.nn import functional as F
 
 from ...data.views import runs_of_equal_size
 from ...errors import UserError
+from ...settings import setting
 from .resnet import RESNETS, ResNet, initialize
 
 __all__ = [
+    "BackboneSpec",
+    "ResidualStart",
     "checkpoint_activations",
     "create_backbone",
     "feature_width",
@@ -38,6 +42,34 @@ ALIASES = {
     "efficientb5": "efficientnet_b5",
     "mobilenetv3": "mobilenetv3_large_100",
 }
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Backbone"""
+
+    arch: str = setting(
+        "resnet50",
+        "resnet18, 34, 50, 101, 152 or 200, resnet50w2, w4 or w5, vit_t, vit_s or vit_b, or any model name of timm",
+        flags=["--backbone", "-a"],
+    )
+    width: float = setting(1.0, "factor on the number of channels of our ResNets", above=0, at_most=64)
+    stem: str = setting(
+        "imagenet",
+        "first layers of our ResNets. small: 3x3 convolution without pooling, for images of some 32 to 96 pixels; "
+        "small_pool: the same with pooling; small_padded: the image padded by a pixel",
+        choices=STEMS,
+    )
+
+    def build(self, drop_path: float = 0.0) -> nn.Module:
+        return create_backbone(self.arch, width=self.width, stem=self.stem, drop_path=drop_path)
+
+
+@dataclass(frozen=True)
+class ResidualStart:
+    """Backbone"""
+
+    zero_init_residual: bool = setting(False, "residual branches of ResNets start at zero")
 
 
 def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0) -> nn.Module:

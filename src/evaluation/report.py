@@ -1,0 +1,122 @@
+"""What eval_linear.py and eval_semisup.py say and write."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints.files import write_atomically
+from ..cli import Call
+from ..clock import Clock
+from ..data.datasets import ImageSource
+from ..engine.monitor import Monitor, number
+from ..models.backbones.resnet import ResNet
+from ..models.pretrained import Pretrained
+from ..parallel import collectives
+from .classifier_settings import ClassificationSettings
+from .classifiers import Classification, Classifier
+from .protocols import Recipe
+from .reported import reported_line
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation: what is judged, on which images, by which rules.
+
+    Attributes:
+        name: ``linear`` or ``semisup``.
+        protocol, reason: name of the protocol, and why it is that one.
+        train: the training images whose labels may be used.
+        derived: what the settings became, for checkpoints.
+    """
+
+    call: Call[ClassificationSettings]
+    name: str
+    protocol: str
+    reason: str
+    recipe: Recipe
+    weights: Pretrained
+    subject: Subject
+    train: ImageSource
+    derived: dict[str, Any]
+
+    @property
+    def settings(self) -> ClassificationSettings:
+        return self.call.settings
+
+
+def echo(task: Task, monitor: Monitor, clock: Clock) -> None:
+    """What is about to happen, in numbers that a user can check against the recipe."""
+    recipe, subject, ranks = task.recipe, task.subject, collectives.world_size()
+    monitor.say(task.call.command)
+    monitor.say(f"{subject.description}; {len(task.train)} training and {len(subject.test)} test images")
+    trained = "the classifier alone is trained" if recipe.weights == "freeze" else "everything is trained"
+    monitor.say(f"protocol   {task.protocol} ({recipe.protocol.source}; {task.reason}): {trained}")
+    rates = " ".join(number(rate * recipe.lr_factor) for rate in recipe.lr)
+    if recipe.weights == "finetune":
+        rates += f", of the backbone {number(recipe.lr_backbone * recipe.lr_factor)}"
+    shape = recipe.scheduler_type
+    if shape == "step":
+        shape = f"x {recipe.gamma:g} at {list(recipe.decay_epochs)}"
+    if recipe.optimizer == "lbfgs":
+        monitor.say("training   logistic regression by scikit-learn (lbfgs, C = 1)")
+    else:
+        monitor.say(
+            f"training   lr {rates} ({shape}), wd {recipe.wd:g}, {recipe.batch_size} x {ranks} images a step, "
+            f"{clock.epochs} epochs of {clock.steps_per_epoch} steps"
+        )
+    if recipe.labels_perc < 100 and not task.settings.labels.subset_file:
+        monitor.warn(
+            f"no --subset_file: {recipe.labels_perc:g} % of the labels are drawn with --seed "
+            f"{task.settings.judged.seed}, equally many of each class; published numbers are for the SimCLR lists"
+        )
+
+
+def report(task: Task, method: Classification, values: dict[str, float], monitor: Monitor) -> None:
+    """Prints a line for each classifier and what the paper reports, and writes ``NAME.json``."""
+    recipe, weights, subject = task.recipe, task.weights, task.subject
+    results = {}
+    for rate, label, best in zip(recipe.lr, method.names, method.best_top1.tolist(), strict=True):
+        line = {"top1": values[f"top1_{label}"], "top5": values[f"top5_{label}"], "best_top1": best}
+        title = "lbfgs" if recipe.optimizer == "lbfgs" else f"lr {rate:g}"
+        results[title.removeprefix("lr ")] = line
+        monitor.say(f"{title}: top-1 {line['top1']:.2f} %  top-5 {line['top5']:.2f} %  best top-1 {best:.2f} %")
+    evaluation = task.name if recipe.labels_perc == 100 and task.name == "linear" else f"semisup {recipe.labels_perc:g}"
+    arch = weights.spec.arch if weights.spec.width == 1 else f"{weights.spec.arch}w{weights.spec.width:g}"
+    paper = reported_line(weights.family, evaluation, arch, weights.settings, subject.num_classes)
+    monitor.say(paper)
+    if not collectives.is_main():
+        return
+    content = {
+        "what": subject.description,
+        "data_path": task.settings.data.data_path,
+        "protocol": task.protocol,
+        "weights": recipe.weights,
+        "features": recipe.features,
+        "labels_percent": recipe.labels_perc,
+        "training_images": len(task.train),
+        "test_images": len(subject.test),
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size * collectives.world_size(),
+        "lr": results,
+        "paper": paper,
+    }
+    text = json.dumps(content, indent=2).encode()
+    out = Path(task.settings.judged.dump_path) / f"{task.name}.json"
+    write_atomically(out, lambda file: file.write(text))
+
+
+def save_classifier(path: str | None, method: Classification, backbone: nn.Module) -> None:
+    """``--classifier_file``: the backbone's entries and the best classifier's."""
+    if not path or not collectives.is_main():
+        return
+    best = int(method.best_top1.argmax())
+    name = "fc" if isinstance(backbone, ResNet) else getattr(backbone, "pretrained_cfg", {}).get("classifier", "fc")
+    linear = [module for module in method.modules() if isinstance(module, Classifier)][best].linear
+    state = {key: tensor.cpu() for key, tensor in backbone.state_dict().items()}
+    state |= {f"{name}.{key}": tensor.cpu() for key, tensor in linear.state_dict().items()}
+    write_atomically(Path(path), lambda file: torch.save(state, file))

@@ -1,0 +1,257 @@
+"""Typed settings: frozen dataclasses whose fields carry their help, their range and the names of their flags.
+
+A component declares its settings beside itself::
+
+    @dataclass(frozen=True)
+    class SinkhornSettings:
+        '''Assignments'''
+
+        epsilon: float = setting(0.05, "entropy of the assignments", above=0, at_most=10)
+
+and a script composes them as fields of a dataclass of its own. :mod:`src.cli` makes flags of them. The first line of a
+class's docstring is the title of its flags in ``--help``. Field names are unique within a script, since they are the
+names of the flags and of the entries of ``settings.json`` and of checkpoints.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import UserError
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a setting may have. Bounds that are None do not exist."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """``from 1 to 1,000``, ``above 0, up to 1``, ..."""
+        low = [f"from {self.at_least:,.10g}"] if self.at_least is not None else []
+        low += [f"above {self.above:,.10g}"] if self.above is not None else []
+        high = [f"to {self.at_most:,.10g}"] if self.at_most is not None else []
+        high += [f"to below {self.below:,.10g}"] if self.below is not None else []
+        if self.above is not None and high:
+            return f"{low[0]}, up {high[0]}"
+        return " ".join(low + high)
+
+
+@dataclass(frozen=True)
+class Word:
+    """Another flag for a setting, such as a published program's.
+
+    Attributes:
+        flag: with ``--`` or ``-``.
+        help: what it means.
+        sets: the words after the flag -> the settings that it sets, by name.
+        nargs: how many words follow, as in argparse.
+    """
+
+    flag: str
+    help: str
+    sets: Callable[[list[str]], Mapping[str, Any]]
+    nargs: int | str = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known about a field besides its name, type and default; see :func:`setting`."""
+
+    help: str
+    range: Range
+    choices: tuple[str, ...]
+    spellings: Mapping[str, str]
+    flags: tuple[str, ...]
+    own_flag: bool
+    words: tuple[Word, ...]
+    switch: bool
+    required: bool
+    empty: bool
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] = (),
+    spellings: Mapping[str, str] | None = None,
+    flags: Sequence[str] = (),
+    own_flag: bool = True,
+    words: Sequence[Word] = (),
+    switch: bool = False,
+    required: bool = False,
+    empty: bool = False,
+) -> Any:
+    """A field of a settings class.
+
+    Args:
+        default: published value where there is one.
+        help: what the value does, and what to use when.
+        at_least, above, at_most, below: bounds of a number, or of each of several. Every number has some.
+        choices: the words that are allowed.
+        spellings: other spellings -> the word that is meant.
+        flags: further names of the flag.
+        own_flag: whether ``--NAME`` is a flag, besides ``flags``.
+        words: other flags that set it.
+        switch: the flag alone, without a value, means true.
+        required: the user must give it, unless a script has a default.
+        empty: the flag may come without any value, for an empty list.
+    """
+    bounds = Range(at_least, above, at_most, below)
+    about = Setting(
+        help,
+        bounds,
+        tuple(choices),
+        dict(spellings or {}),
+        tuple(flags),
+        own_flag,
+        tuple(words),
+        switch,
+        required,
+        empty,
+    )
+    return dataclasses.field(default=default, metadata={"setting": about})
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting of a composition: its owner (an instance), name, type, value and description."""
+
+    owner: Any
+    name: str
+    type: Any
+    value: Any
+    about: Setting
+
+    @property
+    def flags(self) -> list[str]:
+        """All names of its flag, the one that messages use first."""
+        return [*([f"--{self.name}"] if self.about.own_flag else []), *self.about.flags]
+
+    @property
+    def item_type(self) -> type:
+        """``int`` of ``int``, ``int | None`` and ``tuple[int, ...]``."""
+        kind = self.plain_type
+        arguments = typing.get_args(kind)
+        return arguments[0] if arguments else kind
+
+    @property
+    def plain_type(self) -> Any:
+        """The type without ``None``."""
+        if isinstance(self.type, types.UnionType):
+            return next(kind for kind in typing.get_args(self.type) if kind is not type(None))
+        return self.type
+
+    @property
+    def is_optional(self) -> bool:
+        return isinstance(self.type, types.UnionType)
+
+    @property
+    def is_tuple(self) -> bool:
+        return typing.get_origin(self.plain_type) is tuple
+
+    @property
+    def length(self) -> int | None:
+        """Of a tuple of a fixed length."""
+        arguments = typing.get_args(self.plain_type)
+        return None if not self.is_tuple or arguments[-1] is Ellipsis else len(arguments)
+
+
+def leaves(settings: Any) -> Iterator[Leaf]:
+    """Every setting of a composition, depth first, in the order of declaration."""
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if "setting" in field.metadata:
+            yield Leaf(settings, field.name, hints[field.name], value, field.metadata["setting"])
+        else:
+            yield from leaves(value)
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """Name -> value, with lists in the place of tuples: what JSON and checkpoints hold."""
+    return {leaf.name: _plain(leaf.value) for leaf in leaves(settings)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def replaced(settings: S, values: Mapping[str, Any]) -> S:
+    """A copy with other values, by name; raises UserError for a name that there is not."""
+    unknown = values.keys() - {leaf.name for leaf in leaves(settings)}
+    if unknown:
+        raise UserError(f"unknown settings: {', '.join(sorted(unknown))}")
+    return _replaced(settings, values)
+
+
+def _replaced(settings: Any, values: Mapping[str, Any]) -> Any:
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        if "setting" not in field.metadata:
+            changed[field.name] = _replaced(getattr(settings, field.name), values)
+        elif field.name in values:
+            value = values[field.name]
+            changed[field.name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(settings, **changed)
+
+
+def check(settings: Any) -> None:
+    """Raises UserError for a value of another type, outside its range or not among its choices: one line."""
+    for leaf in leaves(settings):
+        if leaf.value is None and leaf.is_optional:
+            continue
+        values = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
+        shown = f"{leaf.flags[0]} {' '.join(map(_shown, values))}"
+        if isinstance(leaf.value, tuple) != leaf.is_tuple or not all(_fits(v, leaf.item_type) for v in values):
+            raise UserError(f"{shown}: expected {_describe(leaf)}")
+        if leaf.length not in (None, len(values)) or (leaf.is_tuple and not values and not leaf.about.empty):
+            raise UserError(f"{shown}: expected {leaf.length or 'at least one'} values")
+        if leaf.item_type in (int, float) and not all(map(leaf.about.range.holds, values)):
+            raise UserError(f"{shown}: expected {_describe(leaf)}")
+        wrong = [v for v in values if leaf.about.choices and v not in leaf.about.choices]
+        if wrong:
+            raise UserError(f"{leaf.flags[0]} {wrong[0]}: invalid choice, expected {', '.join(leaf.about.choices)}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _describe(leaf: Leaf) -> str:
+    if leaf.item_type is bool:
+        return "true or false"
+    if leaf.item_type is str:
+        return "a word"
+    kind = "whole number" if leaf.item_type is int else "number"
+    kind = f"{kind}s" if leaf.is_tuple else f"a {kind}"
+    return f"{kind} {leaf.about.range}"

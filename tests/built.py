@@ -1,0 +1,184 @@
+"""Everything that a script builds, up to the call that would train it: through its real ``main``, without images."""
+
+import contextlib
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from PIL import Image
+
+from src import pretraining
+from src.engine.loop import Evaluation
+from src.errors import UserError
+from src.evaluation import classification, protocols
+from src.evaluation.protocols import Protocol
+from src.methods import disco, swav_disco
+from src.parallel import sync_bn
+from src.parallel.launch import World
+from src.settings import flat
+
+IMAGENET = 1_281_167  # training images
+
+
+class FakeImages:
+    """A source of so many images, all alike."""
+
+    def __init__(self, count: int = IMAGENET, classes: int = 1000) -> None:
+        self.labels = [index % classes for index in range(count)]
+        self.classes = [str(n) for n in range(classes)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, index: int) -> Image.Image:
+        return Image.new("RGB", (64, 64))
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+class FakeTeacher:
+    """Stands for a checkpoint that is not there; remembers how it was asked for."""
+
+    sha256, description, width, queue = "of the teacher", "a teacher", 128, None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.asked = (arguments, options)
+        self.backbone = torch.nn.Linear(1, 1)
+        self.networks = torch.nn.ModuleList([self.backbone])
+
+    def to(self, device: torch.device) -> "FakeTeacher":
+        return self
+
+
+class _Captured(Exception):
+    pass
+
+
+@dataclass
+class Built:
+    """What a command line came to.
+
+    Attributes:
+        run: the :class:`src.pretraining.Pretraining`.
+        training: the arguments of the :class:`src.engine.loop.Training` that would have started.
+        checkpoints: those of its :class:`src.checkpoints.store.CheckpointStore`.
+        sync_bn: group sizes of the batch norms that were synchronised, in order; 0 = all processes.
+        monitor: the arguments of the :class:`src.engine.monitor.Monitor`.
+    """
+
+    run: Any
+    training: dict[str, Any]
+    checkpoints: Any
+    sync_bn: list[int]
+    monitor: Any
+
+    @property
+    def method(self) -> Any:
+        return self.training["method"]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self.training["optimizer"].param_groups
+
+    @property
+    def evaluations(self) -> Sequence[Evaluation]:
+        return self.training["evaluations"]
+
+    @property
+    def views(self) -> Any:
+        return self.run.loader.dataset.views_of(0)
+
+    def rate(self, epoch: float, option: str = "lr") -> float:
+        """A schedule's value at the step nearest to so many epochs."""
+        clock = self.training["clock"]
+        clock.step = round(epoch * clock.steps_per_epoch)
+        return self.training["schedules"][option](clock)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Name -> what a flag came to; of a batch that processes share out, the whole."""
+        settings = flat(self.run.settings)
+        became = self.checkpoints.settings
+        return {**became, "batch_size": settings.get("batch_size", became["batch_size"])}
+
+
+@contextlib.contextmanager
+def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_meta: bool) -> Iterator[None]:
+    def capture(**arguments: Any) -> None:
+        found["training"] = arguments
+        raise _Captured
+
+    def start(call: Any, views: Any, *rest: Any, **options: Any) -> Any:
+        found["run"] = real_start(call, views, *rest, **options)
+        return found["run"]
+
+    def convert(module: Any, group_size: int = 0, device_type: str = "cpu") -> Any:
+        found["sync_bn"].append(group_size)
+        return module
+
+    def monitor(*arguments: Any) -> Any:
+        found["monitor"] = arguments
+        return mock.MagicMock()
+
+    real_start, tensor = pretraining.start, torch.tensor
+    on_cpu = lambda *a, **k: tensor(*a, **{"device": "cpu", **k})  # noqa: E731
+    world = World(0, processes, 0, torch.device("cpu"))
+    with contextlib.ExitStack() as stack:
+        for owner, name, stand_in in (
+            (pretraining, "start", start),
+            (pretraining, "open_images", lambda *_: images),
+            (pretraining, "open_labelled", lambda *_: images),
+            (pretraining, "find_val_beside", lambda *_: "val"),
+            (pretraining, "Training", capture),
+            (pretraining, "Monitor", monitor),
+            (pretraining.launch, "start", lambda *_: world),
+            (sync_bn, "convert", convert),
+            (disco, "Teacher", FakeTeacher),
+            (swav_disco, "Teacher", FakeTeacher),
+            *([(pretraining, "place", lambda *_: None), (torch, "tensor", on_cpu)] if on_meta else []),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, stand_in))
+        if on_meta:
+            stack.enter_context(torch.device("meta"))
+        yield
+
+
+def built(
+    script: ModuleType, line: str | Sequence[object], processes: int = 1, images: Any = None, on_meta: bool = True
+) -> Built:
+    """Runs a script's ``main`` up to the training. ``on_meta``: networks have no values, so large ones cost nothing."""
+    words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
+    found: dict[str, Any] = {"sync_bn": []}
+    with _without_the_world(processes, images or FakeImages(), found, on_meta), contextlib.suppress(_Captured):
+        script.main(words)
+    checkpoints = found["training"]["checkpoints"]
+    return Built(found["run"], found["training"], checkpoints, found["sync_bn"], found["monitor"])
+
+
+def resolved(script: ModuleType, line: str | Sequence[object], processes: int = 1) -> SimpleNamespace:
+    """:attr:`Built.values` as attributes."""
+    return SimpleNamespace(**built(script, line, processes).values)
+
+
+def judged(
+    script: ModuleType, table: dict[str, Protocol], line: str | Sequence[str], family: str, processes: int = 1,
+    is_transformer: bool = False,
+) -> SimpleNamespace:  # fmt: skip
+    """What an evaluation's command line comes to for weights of a family."""
+    words = shlex.split(line) if isinstance(line, str) else list(line)
+    call = script.SCRIPT.parse(words)
+    settings = call.settings
+    name, _ = protocols.choose(
+        table, settings.protocol.protocol, family, is_transformer, call.flags, settings.data.dataset
+    )
+    recipe = protocols.resolve(settings.classifier, settings.labels.labels_perc, table[name], processes)
+    classification.check(settings, recipe)
+    return SimpleNamespace(**{**flat(settings), **recipe.plain(), "protocol": name})
+
+
+__all__ = ["IMAGENET", "Built", "FakeImages", "UserError", "built", "judged", "resolved"]
