@@ -44,10 +44,11 @@ class FakeImages:
 class FakeTeacher:
     """Stands for a checkpoint that is not there; remembers how it was asked for."""
 
-    sha256, description, width, queue = "of the teacher", "a teacher", 128, None
+    sha256, description, width = "of the teacher", "a teacher", 128
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.asked = (arguments, options)
+        self.queue = torch.ones(128, 16)
         self.backbone = torch.nn.Linear(1, 1)
         self.networks = torch.nn.ModuleList([self.backbone])
 
@@ -69,6 +70,7 @@ class Built:
         checkpoints: those of its :class:`src.checkpoints.store.CheckpointStore`.
         sync_bn: group sizes of the batch norms that were synchronised, in order; 0 = all processes.
         monitor: the arguments of the :class:`src.engine.monitor.Monitor`.
+        asked: what was asked of functions that the world answers: which images to open, which device, ...
     """
 
     run: Any
@@ -76,6 +78,7 @@ class Built:
     checkpoints: Any
     sync_bn: list[int]
     monitor: Any
+    asked: list[Any]
 
     @property
     def method(self) -> Any:
@@ -125,18 +128,35 @@ def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_me
         found["monitor"] = arguments
         return mock.MagicMock()
 
-    real_start, tensor = pretraining.start, torch.tensor
+    def answer(value: Any) -> Any:
+        def answered(*arguments: Any) -> Any:
+            found["asked"].append(arguments)
+            return value
+
+        return answered
+
+    def seed_everything(seed: int, deterministic: bool) -> None:
+        found["asked"].append((seed, deterministic))
+        torch.manual_seed(seed)
+
+    def choose_precision(name: str, device: torch.device) -> Any:
+        found["asked"].append(name)
+        return real_precision(name, device)
+
+    real_start, real_precision, tensor = pretraining.start, pretraining.choose_precision, torch.tensor
     on_cpu = lambda *a, **k: tensor(*a, **{"device": "cpu", **k})  # noqa: E731
     world = World(0, processes, 0, torch.device("cpu"))
     with contextlib.ExitStack() as stack:
         for owner, name, stand_in in (
             (pretraining, "start", start),
-            (pretraining, "open_images", lambda *_: images),
-            (pretraining, "open_labelled", lambda *_: images),
+            (pretraining, "open_images", answer(images)),
+            (pretraining, "open_labelled", answer(images)),
             (pretraining, "find_val_beside", lambda *_: "val"),
             (pretraining, "Training", capture),
             (pretraining, "Monitor", monitor),
-            (pretraining.launch, "start", lambda *_: world),
+            (pretraining.launch, "start", answer(world)),
+            (pretraining, "seed_everything", seed_everything),
+            (pretraining, "choose_precision", choose_precision),
             (sync_bn, "convert", convert),
             (disco, "Teacher", FakeTeacher),
             (swav_disco, "Teacher", FakeTeacher),
@@ -153,11 +173,11 @@ def built(
 ) -> Built:
     """Runs a script's ``main`` up to the training. ``on_meta``: networks have no values, so large ones cost nothing."""
     words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
-    found: dict[str, Any] = {"sync_bn": []}
+    found: dict[str, Any] = {"sync_bn": [], "asked": []}
     with _without_the_world(processes, images or FakeImages(), found, on_meta), contextlib.suppress(_Captured):
         script.main(words)
     checkpoints = found["training"]["checkpoints"]
-    return Built(found["run"], found["training"], checkpoints, found["sync_bn"], found["monitor"])
+    return Built(found["run"], found["training"], checkpoints, found["sync_bn"], found["monitor"], found["asked"])
 
 
 def resolved(script: ModuleType, line: str | Sequence[object], processes: int = 1) -> SimpleNamespace:
