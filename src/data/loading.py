@@ -36,7 +36,8 @@ class Position(NamedTuple):
 class Sample(NamedTuple):
     """One image's views; ``image`` is the one they show, after the replacement of ``unreadable`` ones.
 
-    ``draws`` are given where the colours are still to be changed, on the device; one for each view.
+    ``draws`` are given where the colours are still to be changed, on the device; one for each view. ``places`` are the
+    crop of each random view (top, left, height, width) and whether it was flipped.
     """
 
     views: list[Tensor]
@@ -44,6 +45,7 @@ class Sample(NamedTuple):
     image: int
     unreadable: list[str]
     draws: list[Draw] | None = None
+    places: list[tuple[int, int, int, int, bool]] | None = None
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Batch:
         unreadable: names of files that could not be read and were replaced by the image after them.
         draws: what the device still has to do, for each run of equally large crops, in the order of
             :func:`src.data.views.runs_of_equal_size`; None when the workers have done it.
+        boxes: (V, B, 4) int32, the crop of each random view: top, left, height and width in pixels of the image.
+        flips: (V, B) bool, whether it was mirrored.
     """
 
     crops: list[Tensor]
@@ -63,6 +67,8 @@ class Batch:
     indices: Tensor
     unreadable: list[str] = field(default_factory=list)
     draws: list[PackedDraws] | None = None
+    boxes: Tensor | None = None
+    flips: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,6 +87,8 @@ class Batch:
             labels=change(self.labels),
             indices=change(self.indices),
             draws=None if self.draws is None else [draws.each(change) for draws in self.draws],
+            boxes=None if self.boxes is None else change(self.boxes),
+            flips=None if self.flips is None else change(self.flips),
         )
 
 
@@ -117,7 +125,8 @@ class ViewDataset(Dataset[Sample]):
         if not self.colours_on_device and drawn:
             crops = [apply_to_image(crop, draw) for crop, draw in zip(crops, drawn, strict=True)]
         label = int(self.source.labels[index])
-        return Sample(crops, label, index, unreadable, drawn if self.colours_on_device else None)
+        places = [(*draw[:4], draw.flip) for draw in drawn]  # top, left, height, width
+        return Sample(crops, label, index, unreadable, drawn if self.colours_on_device else None, places or None)
 
     def _cut(self, epoch: int, index: int) -> tuple[list[Tensor], list[Draw | None]]:
         views = self.views_of(epoch)
@@ -154,12 +163,18 @@ def collate(samples: list[Sample]) -> Batch:
     if samples[0].draws is not None:
         by_view = list(zip(*(sample.draws or [] for sample in samples), strict=True))
         draws = [pack([draw for view in by_view[run] for draw in view]) for run in runs_of_equal_size(crops)]
+    boxes = flips = None
+    if samples[0].places is not None:
+        places_VB5 = torch.tensor([sample.places for sample in samples], dtype=torch.int32).transpose(0, 1)
+        boxes, flips = places_VB5[..., :4].contiguous(), places_VB5[..., 4].bool()
     return Batch(
         crops=crops,
         labels=torch.tensor([sample.label for sample in samples]),
         indices=torch.tensor([sample.image for sample in samples]),
         unreadable=[name for sample in samples for name in sample.unreadable],
         draws=draws,
+        boxes=boxes,
+        flips=flips,
     )
 
 

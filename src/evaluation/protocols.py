@@ -194,7 +194,7 @@ def choose(
         raise UserError(f"--protocol {asked}: invalid choice, expected auto, {', '.join(table)}")
     if asked != "auto":
         return asked, "asked for"
-    if is_transformer and "vit" in table and (family in ("", "twist") or "pretrained_weights" in flags):
+    if is_transformer and "vit" in table and (family in ("", "twist", "dino") or "pretrained_weights" in flags):
         return "vit", "a vision transformer"
     if "small" in table and dataset in SMALL_SETS.get(OF_FAMILY.get(family, ""), ()):
         return "small", "small data in those papers"

@@ -15,8 +15,9 @@ from ..checkpoints.store import FORMAT
 from ..errors import UserError
 from .backbones import BackboneSpec, initialize
 
-# What --key may be for checkpoints of ours -> the prefix of those weights
-OWN_KEYS = {"auto": "backbone.", "none": "backbone.", "backbone": "backbone.", "teacher_backbone": "teacher.backbone."}
+# What --key may be for checkpoints of ours -> where those weights are: the first of these prefixes that some name has
+_ONLINE, _TEACHER = ("backbone.",), ("teacher.backbone.", "teacher_backbone.", "momentum_backbone.")
+OWN_KEYS = {"auto": _ONLINE, "none": _ONLINE, "backbone": _ONLINE, "teacher_backbone": _TEACHER}
 
 # Where our methods keep their heads
 OWN_HEADS: tuple[str, ...] = ("head.", "projection_head.", "projection.", "projection_heads.", "fc_crop.")
@@ -63,9 +64,7 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
         settings = {**content["settings"], "batch": content["batch_size"]}
         family = settings["method"]
         spec = BackboneSpec(settings["arch"], settings.get("width", 1.0), settings.get("stem", "imagenet"))
-        prefix = OWN_KEYS.get(key, "")
-        if not any(prefix and name.startswith(prefix) for name in content["state_dict"]):
-            raise UserError(f"{path} has no {key!r}: expected one of {', '.join(OWN_KEYS)}")
+        prefix = _prefix_of(content["state_dict"], key, path)
         state = {n[len(prefix) :]: t for n, t in content["state_dict"].items() if n.startswith(prefix)}
         origin = f"step {content['step']} of a {settings['method']} run"
         named, head_prefixes = content["state_dict"], OWN_HEADS
@@ -93,6 +92,14 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
     if queue is not None and (queue.ndim != 2 or "queue_ptr" not in named):
         queue = None  # SwAV's is another thing
     return Pretrained(backbone, spec, settings, description, family, head, queue)
+
+
+def _prefix_of(state: Mapping[str, Tensor], key: str, path: str | Path) -> str:
+    """Below which names of a checkpoint of ours the weights are that ``--key`` asks for."""
+    for prefix in OWN_KEYS.get(key, ()):
+        if any(name.startswith(prefix) for name in state):
+            return prefix
+    raise UserError(f"{path} has no {key!r}: expected one of {', '.join(OWN_KEYS)}")
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -13,6 +13,7 @@ import eval_linear
 import eval_semisup
 import export
 import main_cwrgp
+import main_dino
 import main_disco
 import main_intl
 import main_swav
@@ -26,7 +27,7 @@ from src.errors import UserError
 from src.settings import flat, leaves
 from tests.built import resolved
 
-PRETRAINING = (main_swav, main_twist, main_intl, main_cwrgp, main_disco, main_w2ssl)
+PRETRAINING = (main_swav, main_twist, main_intl, main_cwrgp, main_disco, main_w2ssl, main_dino)
 ALL = (
     *PRETRAINING, eval_linear, eval_semisup, eval_knn, eval_cluster, plot_embedding, compare, export, train_torchvision,
     convert_to_detectron2,

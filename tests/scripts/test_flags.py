@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import main_cwrgp
+import main_dino
 import main_disco
 import main_intl
 import main_swav
@@ -30,6 +31,7 @@ SWAV = f"{TINY} --size_crops 16 --nmb_prototypes 4 --hidden_mlp 8 --feat_dim 4 -
 TWIST = f"{TINY} --size_crops 16 12 --img_size 16 --dim 4 --hid_dim 8 --batch_size 4 --bunch_size 4 --mme_epochs 12"
 JOINT = f"{TINY} --head_size 8 --emb 16 --bs 16"
 DISCO = f"{TINY} --crop_size 16 --moco_k 16 --moco_dim 128 --hidden 8 --batch_size 4"
+DINO = "--size_crops 16 12 --img_size 16 --out_dim 8 --hidden_dim 8 --bottleneck_dim 4 --batch_size 4"
 W2SSL = f"{TINY} --crop_size 16 --crop_proj_dim 4 --moco_mlp_dim 8 --batch_size 4 --warmup_epochs 2"
 CWRGP = f"{JOINT} --crop_size 16 --w_size 8 --num_samples 2 --warmup_iters 4"
 # Processes, and the lines that flags are added to; a flag must change what at least one of them builds.
@@ -57,6 +59,11 @@ LINES: dict[types.ModuleType, tuple[int, list[str]]] = {
     ]),
     main_disco: (1, [DISCO, f"{DISCO} --mlp", f"{DISCO} --teacher /t", f"{DISCO} --teacher /t --method seed"]),
     main_w2ssl: (1, [W2SSL]),
+    main_dino: (1, [
+        f"{TINY} {DINO}",
+        f"{TINY} {DINO} --aug barlow",
+        f"{TINY} {DINO} --arch vit_t --width 1 --stem imagenet --size_crops 32 32",
+    ]),
 }  # fmt: skip
 # Those that say only where, how often or under which name, and what answers for them
 ELSEWHERE = {
