@@ -195,6 +195,11 @@ def schedules(run: Pretraining[Settings]) -> dict[str, Schedule]:
     return {"lr": learning_rate, "weight_decay": weight_decay}
 
 
+def named(scores: dict[str, float]) -> dict[str, float]:
+    """The scores under names that say what they are: the released log's ``acc`` is something else (``views_agree``)."""
+    return {"hungarian_acc" if name == "acc" else name: value for name, value in scores.items()}
+
+
 def watch_classes(run: Pretraining[Settings], method: Twist) -> list[Evaluation]:
     """The classes of the epoch's first views against the labels; and those of the validation images, where there are as
     many classes as labels. Nothing for images without labels."""
@@ -206,7 +211,7 @@ def watch_classes(run: Pretraining[Settings], method: Twist) -> list[Evaluation]
     def of_training() -> dict[str, float]:
         classes = method.classes_of_the_epoch().cpu().long()
         seen = (classes >= 0) & (labels >= 0)
-        return {f"train_{name}": value for name, value in clustering_scores(classes[seen], labels[seen]).items()}
+        return {f"train_{name}": value for name, value in named(clustering_scores(classes[seen], labels[seen])).items()}
 
     evaluations = [Evaluation(1 if settings.watch.enable_watch else 10, of_training)]
     if settings.model.dim != len(run.images.classes):
@@ -228,7 +233,7 @@ def watch_classes(run: Pretraining[Settings], method: Twist) -> list[Evaluation]
             settings.data.workers,
             settings.twist.tau,
         )
-        return clustering_scores(probabilities.argmax(dim=1), true, probabilities=probabilities)
+        return named(clustering_scores(probabilities.argmax(dim=1), true, probabilities=probabilities))
 
     return [*evaluations, Evaluation(1, of_validation)]
 

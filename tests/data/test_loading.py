@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,26 @@ def test_the_same_epoch_gives_the_same_pixels_whatever_the_workers(patches):
             assert torch.equal(ours.labels, theirs.labels)
             for a, b in zip(ours.crops, theirs.crops, strict=True):
                 assert torch.equal(a, b)
+
+
+def test_boxes_and_flips_of_the_crops_travel_with_the_batch(patches):
+    """Cutting the boxes out of the images again gives the crops (before any change of colours)."""
+    source = FolderImages(patches / "train")
+    plain = [replace(view, jitter_probability=0.0, grayscale=0.0, blur=0.0) for view in VIEWS]
+    loader = make_loader(ViewDataset(source, plain, seed=7), ResumableBatches(len(source), 16), workers=0)
+    batch = next(iter(loader))
+    assert batch.boxes.shape == (4, 16, 4)
+    assert batch.flips.shape == (4, 16)
+    assert 0 < batch.flips.float().mean() < 1
+    for view in range(4):
+        for row in range(16):
+            image = torch.from_numpy(np.array(source.open(int(batch.indices[row])).convert("RGB"))).permute(2, 0, 1)
+            top, left, height, width = batch.boxes[view, row].tolist()
+            box = image[None, :, top : top + height, left : left + width]
+            size = batch.crops[view].shape[-1]
+            cut = torch.nn.functional.interpolate(box, size=(size, size), mode="bilinear", antialias=True)[0]
+            assert torch.equal(cut.flip(2) if batch.flips[view, row] else cut, batch.crops[view][row])
+    assert batch.to(torch.device("cpu")).boxes is not None
 
 
 def test_an_epoch_can_start_at_any_batch(patches):

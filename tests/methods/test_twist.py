@@ -61,7 +61,7 @@ def test_the_head_sees_all_crops_of_all_views_together():
     flat = logits.flatten(0, 1)
     expected = {"fc_std": f.std(0, unbiased=False).mean(), "fr_std": f.std(1, unbiased=False).mean(),
                 "ftc_std": flat.std(0, unbiased=False).mean(), "ftr_std": flat.std(1, unbiased=False).mean(),
-                "acc": (logits[0].argmax(1) == logits[1].argmax(1)).float().mean()}  # fmt: skip
+                "views_agree": (logits[0].argmax(1) == logits[1].argmax(1)).float().mean()}  # fmt: skip
     for name, value in expected.items():
         torch.testing.assert_close(out[name], value, rtol=1e-4, atol=1e-5)
     assert model.classes_of_the_epoch().tolist() == [*logits[0].argmax(1).tolist(), *[-1] * 14]

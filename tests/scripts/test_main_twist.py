@@ -60,14 +60,18 @@ def test_both_phases_and_what_they_write(patches, tmp_path):
     train = [line for line in lines if line["kind"] == "train"]
     assert len(train) == 18
     main, labelling = train[:12], train[12:]
-    assert all({"kl", "eh", "he", "acc", "fc_std", "ftr_std", "f_gn", "weight_decay"} <= line.keys() for line in main)
+    assert all(
+        {"kl", "eh", "he", "views_agree", "fc_std", "ftr_std", "f_gn", "weight_decay"} <= line.keys() for line in main
+    )
     assert all("kl" not in line and {"threshold", "frac", "eh", "he"} <= line.keys() for line in labelling)
     factor = 16 / 256
     assert [main[0]["lr"], main[6]["lr"]] == pytest.approx([0, 0.5 * factor])
     assert [labelling[0]["lr"], labelling[5]["lr"]] == pytest.approx([0, 0.05 * factor * 5 / 6])
     judged = [line for line in lines if line["kind"] == "evaluation"]
     assert [line["epoch"] for line in judged] == [1, 2, 3]
-    assert all({"train_nmi", "train_acc", "nmi", "acc", "top5"} <= line.keys() for line in judged)  # as many classes
+    assert all(
+        {"train_nmi", "train_hungarian_acc", "nmi", "hungarian_acc", "top5"} <= line.keys() for line in judged
+    )  # as many classes
     assert [("knn_top1" in line) for line in judged] == [False, False, True]
     keys = read_run(tmp_path / "checkpoint.pth.tar")["state_dict"].keys()
     assert {name.split(".")[0] for name in keys} == {"backbone", "projection_heads"}
@@ -145,6 +149,12 @@ def test_a_flat_folder_trains_without_scores(patches, tmp_path):
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
     assert "nmi" not in result.stdout
+
+
+def test_a_wrong_path_of_validation_images_is_not_swallowed(patches, tmp_path, capsys):
+    """Without --val_path there need not be any; one that is given must be there."""
+    line = [*command(patches / "train", tmp_path / "run", "--epochs", 1, "--workers", 0, "--dim", 4)[1:]]
+    fails(main_twist.main, [*line, "--val_path", tmp_path / "nowhere"], capsys, "nowhere does not exist")
 
 
 def test_crops_get_harder_with_self_labelling_whenever_it_is_resumed():
