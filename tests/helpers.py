@@ -1,11 +1,17 @@
 """What several tests need: small real images, scripts run as users run them, and ranks as forked processes."""
 
+import atexit
 import multiprocessing
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,8 +76,67 @@ def torchrun(processes: int) -> list[str]:
 def run(
     *arguments: object, launcher: list[str] | None = None, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs a script in the repository, as a user does, with one thread for each process."""
+    """Runs a script in the repository, as a user does, with one thread for each process.
+
+    Without a launcher the script runs in a fork of this process, which has imported torch already: a new Python would
+    take seconds to do so.
+    """
+    if launcher is None:
+        return _run_forked([str(argument) for argument in arguments], timeout)
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         script(*arguments, launcher=launcher), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout
     )
+
+
+def _run_forked(words: list[str], timeout: float) -> "subprocess.CompletedProcess[str]":
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            _become_the_script(words, out.fileno(), err.fileno())
+        deadline = time.monotonic() + timeout
+        while True:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                raise TimeoutError(f"{words} took more than {timeout} s")
+            time.sleep(0.01)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+        return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(status), *texts)
+
+
+def _become_the_script(words: list[str], out: int, err: int) -> None:
+    """In the fork: what ``python SCRIPT ...`` does, with nothing left of the test runner."""
+    code = 1
+    try:
+        atexit._clear()
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        os.chdir(ROOT)
+        sys.argv = words
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)  # as Python does by itself
+        runpy.run_path(words[0], run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
