@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import methods
 from benchmarks.timing import by_turns, machine, table
 from src.clock import Clock
-from src.data.loading import Batch, ResumableBatches
+from src.data.loading import Batch
+from src.data.sampling import ResumableBatches
 from src.engine.loop import Training
 from src.engine.precision import choose_precision
 from src.methods.swav import SwAV

@@ -19,6 +19,7 @@ from src.evaluation.protocols import Protocol
 from src.methods import disco, swav_disco
 from src.parallel import sync_bn
 from src.parallel.launch import World
+from src.pretraining import run as running
 from src.settings import flat
 
 IMAGENET = 1_281_167  # training images
@@ -143,20 +144,20 @@ def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_me
         found["asked"].append(name)
         return real_precision(name, device)
 
-    real_start, real_precision, tensor = pretraining.start, pretraining.choose_precision, torch.tensor
+    real_start, real_precision, tensor = pretraining.start, running.choose_precision, torch.tensor
     on_cpu = lambda *a, **k: tensor(*a, **{"device": "cpu", **k})  # noqa: E731
     world = World(0, processes, 0, torch.device("cpu"))
     with contextlib.ExitStack() as stack:
         for owner, name, stand_in in (
             (pretraining, "start", start),
-            (pretraining, "open_images", answer(images)),
-            (pretraining, "open_labelled", answer(images)),
-            (pretraining, "find_val_beside", lambda *_: "val"),
-            (pretraining, "Training", capture),
-            (pretraining, "Monitor", monitor),
-            (pretraining.launch, "start", answer(world)),
-            (pretraining, "seed_everything", seed_everything),
-            (pretraining, "choose_precision", choose_precision),
+            (running, "open_images", answer(images)),
+            (running, "open_labelled", answer(images)),
+            (running, "find_val_beside", lambda *_: "val"),
+            (running, "Training", capture),
+            (running, "Monitor", monitor),
+            (running.launch, "start", answer(world)),
+            (running, "seed_everything", seed_everything),
+            (running, "choose_precision", choose_precision),
             (sync_bn, "convert", convert),
             (disco, "Teacher", FakeTeacher),
             (swav_disco, "Teacher", FakeTeacher),

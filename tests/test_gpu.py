@@ -6,7 +6,8 @@ import torch
 from src.checkpoints.store import read_run
 from src.clock import Clock
 from src.data.datasets import FolderImages
-from src.data.loading import Batch, Position, ToDevice, ViewDataset, collate
+from src.data.loading import Batch, ToDevice, ViewDataset, collate
+from src.data.sampling import Position
 from src.data.view_sets import multi_crop
 from src.methods.swav import SwAV
 from src.models.backbones import checkpoint_activations, create_backbone

@@ -19,18 +19,12 @@ from ..parallel import collectives
 from .augment import PackedDraws, apply_to_batch, apply_to_image, pack
 from .datasets import ImageSource
 from .draws import Draw, keyed_generator
+from .sampling import Position, ResumableBatches, SequentialBatches
 from .views import Picture, View, runs_of_equal_size
 from ..errors import UserError
 
 # Below this many broken files in a row, each is replaced by the next image; at it, something else is wrong.
 MAX_UNREADABLE_IN_A_ROW = 20
-
-
-class Position(NamedTuple):
-    """One image in one epoch: what the sampler asks a data set for."""
-
-    epoch: int
-    image: int
 
 
 class Sample(NamedTuple):
@@ -185,81 +179,6 @@ def warn_unreadable(names: Sequence[str]) -> None:
             f"warning: {len(names)} unreadable images were replaced by the ones after them: {', '.join(names)}",
             file=sys.stderr,
         )
-
-
-class ResumableBatches:
-    """Batches of positions for one rank: a pure function of (seed, epoch), which can start at any batch.
-
-    Order and sharding are those of torch's DistributedSampler: a permutation of all images by a generator seeded with
-    ``seed + epoch``, padded to a multiple of the ranks by repeating its start, every W-th image from the rank's own
-    on.
-
-    Args:
-        num_images: of the whole data set.
-        batch_size: of this rank.
-        seed: 0 gives the order of the published runs, which do not pass their seed on to the sampler.
-        drop_last: leave out an incomplete last batch.
-
-    Raises UserError when no batch is left.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        drop_last: bool = True,
-    ) -> None:
-        if batch_size < 1:
-            raise UserError(f"--batch_size {batch_size}: expected at least one image per process")
-        self.num_images, self.batch_size = num_images, batch_size
-        self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.drop_last = drop_last
-        self.per_rank = -(-num_images // world_size)
-        self.epoch = 0
-        self.first_batch = 0
-        if len(self) == 0:
-            raise UserError(
-                f"{num_images} images do not fill one batch of {batch_size} on each of {world_size} processes; "
-                "lower --batch_size"
-            )
-
-    def __len__(self) -> int:
-        return self.per_rank // self.batch_size if self.drop_last else -(-self.per_rank // self.batch_size)
-
-    def seek(self, epoch: int, first_batch: int = 0) -> None:
-        """The next iteration runs through ``epoch`` from its batch ``first_batch`` on."""
-        self.epoch, self.first_batch = epoch, first_batch
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.num_images, generator=generator).numpy()
-        padded = np.resize(order, self.per_rank * self.world_size)
-        ours = padded[self.rank :: self.world_size]
-        epoch = self.epoch
-        for batch in range(self.first_batch, len(self)):
-            chosen = ours[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [Position(epoch, int(index)) for index in chosen]
-
-
-class SequentialBatches:
-    """Every image once over all ranks, in order, without padding: for evaluation."""
-
-    def __init__(self, num_images: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < 1:
-            raise UserError(f"--batch_size {batch_size}: expected at least one image per process")
-        self._indices = range(rank, num_images, world_size)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self._indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        for first in range(0, len(self._indices), self.batch_size):
-            yield [Position(0, index) for index in self._indices[first : first + self.batch_size]]
 
 
 def _prepare_worker(_: int) -> None:

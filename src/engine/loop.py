@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints.store import CheckpointStore, RunState
 from ..clock import Clock
-from ..data.loading import Batch, ResumableBatches
+from ..data.loading import Batch
+from ..data.sampling import ResumableBatches
 from ..errors import Diverged
 from ..parallel import collectives
 from ..parallel.agreement import Agreement

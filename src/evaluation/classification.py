@@ -15,14 +15,8 @@ from ..checkpoints.store import CheckpointStore
 from ..cli import Call, Script
 from ..clock import Clock
 from ..data.datasets import ImageSource, Subset
-from ..data.loading import (
-    Batch,
-    ResumableBatches,
-    SequentialBatches,
-    ViewDataset,
-    loader_of,
-    make_loader,
-)
+from ..data.loading import Batch, ViewDataset, loader_of, make_loader
+from ..data.sampling import ResumableBatches, SequentialBatches
 from ..data.subset import class_balanced, listed, read_list
 from ..data.views import RandomView
 from ..engine.loop import Evaluation, Training
@@ -178,10 +172,8 @@ def build(task: Task, world: launch.World) -> Built:
         backbone = LastBlocks(backbone, recipe.n_last_blocks, settings.classifier.avgpool_patchtokens)
     train_loader, test_loader, prepare = loaders(task, backbone, batches)
     method = build_method(task, backbone)
-    identity: tuple[str, ...] = IDENTITY
     if settings.teaching.teacher:
         task.derived["teacher_sha256"] = give_teacher(settings.teaching, method, subject.num_classes, world.device)
-        identity = (*IDENTITY, "teacher_sha256", "alpha", "T")
     if recipe.protocol.sync_bn or recipe.weights == "freeze":  # frozen, only the classifier's own batch norm is trained
         sync_bn.convert(method, device_type=world.device.type)
     method.to(world.device)
@@ -222,14 +214,20 @@ def build(task: Task, world: launch.World) -> Built:
         device=world.device,
         precision=choose_precision(settings.precision.precision, world.device),
         monitor=Monitor(None),
-        checkpoints=CheckpointStore(folder, {**flat(settings), **recipe.plain(), **task.derived},
-                                    frequency=recipe.epochs, identity=identity),
+        checkpoints=store_of(task, folder),
         evaluations=[Evaluation(judging.eval_freq, judge), *information],
         log_every=judging.log_every,
         save_every=judging.save_every,
         max_steps=judging.max_steps,
-    )  # fmt: skip
+    )
     return Built(method, training, judge)
+
+
+def store_of(task: Task, folder: Path) -> CheckpointStore:
+    """The checkpoints of this evaluation, which no other one continues."""
+    identity = (*IDENTITY, "teacher_sha256", "alpha", "T") if task.settings.teaching.teacher else IDENTITY
+    settings = {**flat(task.settings), **task.recipe.plain(), **task.derived}
+    return CheckpointStore(folder, settings, frequency=task.recipe.epochs, identity=identity)
 
 
 def learning_rate(recipe: Recipe, first: float) -> Callable[[Clock], float]:

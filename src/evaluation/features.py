@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.loading import Batch, Position, Sample, ToDevice, warn_unreadable
+from ..data.loading import Batch, Sample, ToDevice, warn_unreadable
+from ..data.sampling import Position
 from ..engine.monitor import progress_bar
 from ..parallel import collectives
 

@@ -15,7 +15,8 @@ import torch
 from scripts import make_lmdb
 from src.data.datasets import FolderImages, find_split, find_val_beside, open_images, open_train_and_test
 from src.data.lmdb_file import LMDBImages
-from src.data.loading import ResumableBatches, ViewDataset, make_loader
+from src.data.loading import ViewDataset, make_loader
+from src.data.sampling import ResumableBatches
 from src.data.shards import ShardImages, expand
 from src.data.views import RandomView
 from src.errors import UserError

@@ -8,7 +8,8 @@ import torch
 
 from src.data.datasets import FolderImages
 from src.data.draws import GRAYSCALE, keyed_generator
-from src.data.loading import Position, ToDevice, ViewDataset, make_loader
+from src.data.loading import ToDevice, ViewDataset, make_loader
+from src.data.sampling import Position
 from src.data.randaugment import RandAugmentView, seeded
 from src.data.view_sets import moco, twist
 from src.data.views import Picture

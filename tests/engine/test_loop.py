@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
-from src.data.loading import ResumableBatches, Sample, make_loader
+from src.data.loading import Sample, make_loader
+from src.data.sampling import ResumableBatches
 from src.engine.diagnostics import Check
 from src.engine.loop import Evaluation, Training
 from src.engine.method import Method

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from src.clock import Clock
-from src.data.loading import Batch, SequentialBatches, make_loader
+from src.data.loading import Batch, make_loader
+from src.data.sampling import SequentialBatches
 from src.errors import UserError
 from src.evaluation.classifiers import Classifier, LinearProbe, evaluate_classifiers, fit_logistic_regression
 from src.evaluation.features import FeatureDataset

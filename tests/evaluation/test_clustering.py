@@ -184,9 +184,9 @@ def test_two_ranks_judge_as_one(checkpoint, patches, tmp_path):
 @pytest.mark.parametrize(("extra", "message"), [
     (["--arch", "resnet18"], "have no head that makes classes"),
     (["--pretrained", "{checkpoint}", "--kmeans", "33"], "there are only 32 images"),
-    (["--pretrained", "{checkpoint}", "--tau", "0"], "must be positive"),
+    (["--pretrained", "{checkpoint}", "--tau", "0"], "expected a number above 0"),
     (["--pretrained", "{checkpoint}", "--key", "teacher_backbone"], "has no 'teacher_backbone'"),
-    (["--pretrained", "{checkpoint}", "--kmeans", "0"], "must be at least 1"),
+    (["--pretrained", "{checkpoint}", "--kmeans", "0"], "expected a whole number from 1"),
 ])  # fmt: skip
 def test_bad_input(checkpoint, patches, tmp_path, capsys, extra, message):
     base = ["--data_path", patches, "--dump_path", tmp_path, "--workers", 0, "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""What the main_*.py scripts share: the settings that all have, images and batches, a placed method, the run itself."""
+"""A pre-training: images and batches, a placed method, the run itself."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
-from .checkpoints.files import write_settings
-from .checkpoints.store import CheckpointStore
-from .cli import Call, boolean
-from .clock import Clock
-from .data.datasets import (
+from ..checkpoints.files import write_settings
+from ..checkpoints.store import CheckpointStore
+from ..cli import Call
+from ..clock import Clock
+from ..data.datasets import (
     OWN_SETS,
     ImageSource,
-    TrainingDataSettings,
     evenly_spread,
     find_val_beside,
     first_images,
@@ -24,116 +22,21 @@ from .data.datasets import (
     open_labelled,
     require_labels,
 )
-from .data.loading import Batch, ResumableBatches, ToDevice, ViewDataset, Views, make_loader
-from .data.views import CentreView, View
-from .engine.loop import Evaluation, Schedule, Training
-from .engine.method import Method, Scale
-from .engine.monitor import Monitor
-from .engine.precision import Precision, PrecisionSettings, choose_precision
-from .engine.seeding import seed_everything
-from .errors import UserError
-from .evaluation.knn import KNNEvaluation, OnlineKNNSettings
-from .models.backbones import BackboneSpec, checkpoint_activations, residual_blocks
-from .parallel import launch
-from .parallel.launch import DeviceSettings
-from .parallel.sharding import shard
-from .settings import Word, flat, setting
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """Run"""
-
-    dump_path: str = setting(
-        ".", "folder of the run: checkpoints, logs, settings", flags=["--output_dir", "--save_dir"]
-    )
-    resume: str = setting(
-        "auto",
-        "auto: continue from the newest readable checkpoint in --dump_path; never: refuse to start if there is one; or "
-        "the path of a checkpoint, or of another run's folder, to continue from",
-        spellings={"": "auto"},
-    )
-    env_name: str = setting("", "name of the run; shown in its first lines")
-    seed: int = setting(31, "seed of the initial weights and of every draw", at_least=0, at_most=2**32 - 1)
-    checkpoint_freq: int = setting(25, "keep a checkpoint every so many epochs", at_least=1, at_most=1e9)
-    keep_last: int = setting(2, "number of newest checkpoints that are kept besides", at_least=1, at_most=1e9)
-    save_every: int = setting(0, "also save every so many steps inside an epoch; 0 = never", at_least=0, at_most=1e12)
-    log_every: int = setting(
-        50, "number of steps from one log line to the next", flags=["--print_freq", "-p"], at_least=1, at_most=1e12
-    )
-    max_steps: int | None = setting(None, "stop after so many steps in all", at_least=1, at_most=1e12)
-    tensorboard: bool = setting(True, "write TensorBoard event files")
-    deterministic: bool = setting(
-        False,
-        "use only deterministic GPU kernels: slower, and needed there for a bit-exact resume",
-        switch=True,
-        words=[Word("--determine", "TWIST's flag for it: 0 or 1", lambda w: {"deterministic": boolean(w[0])}, nargs=1)],
-    )
-
-
-@dataclass(frozen=True)
-class SpeedSettings:
-    """Speed and memory"""
-
-    compile: bool = setting(False, "compile the backbone (torch.compile)", switch=True)
-    checkpoint_activations: bool = setting(
-        False,
-        "recompute activations in the backward pass: one more forward pass, a fraction of the memory",
-        switch=True,
-    )
-    shard: bool = setting(
-        False,
-        "share parameters, gradients and optimiser state out over the processes (FSDP2), for resnet50w4 and w5",
-        switch=True,
-    )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long a run is, and how its steps are made.
-
-    Attributes:
-        batch_size: images of a forward pass of each process; or of all processes together, where ``in_all``.
-        accumulate: batches a step.
-        clip_norm: bound on the gradient norm; 0 = none.
-    """
-
-    epochs: int
-    batch_size: int
-    in_all: bool
-    accumulate: int = 1
-    clip_norm: float = 0.0
-
-    def batch_of_a_process(self, world_size: int) -> int:
-        if not self.in_all:
-            return self.batch_size
-        if self.batch_size % world_size:
-            raise UserError(f"a batch of {self.batch_size} cannot be shared out over {world_size} processes")
-        return self.batch_size // world_size
-
-
-@dataclass(frozen=True)
-class PretrainingSettings:
-    """What every script has; each adds its method, views and optimisation."""
-
-    method: str
-    data: TrainingDataSettings = TrainingDataSettings()
-    backbone: BackboneSpec = BackboneSpec()
-    run: RunSettings = RunSettings()
-    knn: OnlineKNNSettings = OnlineKNNSettings()
-    device: DeviceSettings = DeviceSettings()
-    precision: PrecisionSettings = PrecisionSettings()
-    speed: SpeedSettings = SpeedSettings()
-
-    @property
-    def plan(self) -> Plan:
-        raise NotImplementedError  # every script has its own names for these
-
-    @property
-    def training_size(self) -> int:
-        """Side of the first training view in pixels; evaluated images are cut to it."""
-        raise NotImplementedError  # likewise
-
+from ..data.loading import Batch, ToDevice, ViewDataset, Views, make_loader
+from ..data.sampling import ResumableBatches
+from ..data.views import CentreView
+from ..engine.loop import Evaluation, Schedule, Training
+from ..engine.method import Method, Scale
+from ..engine.monitor import Monitor
+from ..engine.precision import Precision, choose_precision
+from ..engine.seeding import seed_everything
+from ..errors import UserError
+from ..evaluation.knn import KNNEvaluation
+from ..models.backbones import checkpoint_activations, residual_blocks
+from ..parallel import launch
+from ..parallel.sharding import shard
+from ..settings import flat
+from .settings import PretrainingSettings
 
 S = TypeVar("S", bound=PretrainingSettings)
 
@@ -339,33 +242,3 @@ def train(
     finally:
         monitor.close()
     return 0 if stopped_by is None else 128 + stopped_by
-
-
-# ------------------------------------------------------------------------------------------------- the echo
-
-
-def echo_data(run: Pretraining[S], monitor: Monitor, crops: str) -> None:
-    """The lines about images and batches that all methods have."""
-    settings, clock = run.settings, run.clock
-    accumulate = settings.plan.accumulate
-    monitor.say(f"data       {len(run.images)} images of {run.train_path} ({settings.data.dataset}), crops {crops}")
-    monitor.say(
-        f"batch      {run.batch_size} x {run.world.size} processes x {accumulate} = {run.step_batch} images; "
-        f"{clock.steps_per_epoch} steps an epoch, {clock.total_steps} in all"
-    )
-    if settings.precision.precision == "auto" and run.precision.name == "fp32":
-        monitor.say("precision  fp32: on the CPU it is faster than 16 bits (--precision bf16 insists)")
-
-
-def echo_model(run: Pretraining[S], monitor: Monitor, method: nn.Module, more: str = "") -> None:
-    """The line about the networks; ``more`` goes between the number of parameters and the precision."""
-    settings = run.settings
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    size = f"{trained / 1e6:.1f} M parameters{', ' if more else ''}{more}"
-    monitor.say(f"model      {settings.method}, {settings.backbone.arch}, {size}, {run.precision.name}")
-
-
-def crops_in_words(views: Sequence[View]) -> str:
-    """``2x224 + 6x96``."""
-    sizes = [view.size for view in views]
-    return " + ".join(f"{sizes.count(size)}x{size}" for size in dict.fromkeys(sizes))

@@ -1,0 +1,36 @@
+"""The first lines of a run: what is about to happen, in numbers that a user can check against the recipe."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..data.views import View
+from ..engine.monitor import Monitor
+from .run import Pretraining, S
+
+
+def echo_data(run: Pretraining[S], monitor: Monitor, crops: str) -> None:
+    """The lines about images and batches that all methods have."""
+    settings, clock = run.settings, run.clock
+    accumulate = settings.plan.accumulate
+    monitor.say(f"data       {len(run.images)} images of {run.train_path} ({settings.data.dataset}), crops {crops}")
+    monitor.say(
+        f"batch      {run.batch_size} x {run.world.size} processes x {accumulate} = {run.step_batch} images; "
+        f"{clock.steps_per_epoch} steps an epoch, {clock.total_steps} in all"
+    )
+    if settings.precision.precision == "auto" and run.precision.name == "fp32":
+        monitor.say("precision  fp32: on the CPU it is faster than 16 bits (--precision bf16 insists)")
+
+
+def echo_model(run: Pretraining[S], monitor: Monitor, method: nn.Module, more: str = "") -> None:
+    """The line about the networks; ``more`` goes between the number of parameters and the precision."""
+    settings = run.settings
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    size = f"{trained / 1e6:.1f} M parameters{', ' if more else ''}{more}"
+    monitor.say(f"model      {settings.method}, {settings.backbone.arch}, {size}, {run.precision.name}")
+
+
+def crops_in_words(views: Sequence[View]) -> str:
+    """``2x224 + 6x96``."""
+    sizes = [view.size for view in views]
+    return " + ".join(f"{sizes.count(size)}x{size}" for size in dict.fromkeys(sizes))

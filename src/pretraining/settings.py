@@ -1,0 +1,109 @@
+"""The settings that all pre-trainings have."""
+
+from dataclasses import dataclass
+
+from ..cli import boolean
+from ..data.datasets import (
+    TrainingDataSettings,
+)
+from ..engine.precision import PrecisionSettings
+from ..errors import UserError
+from ..evaluation.knn import OnlineKNNSettings
+from ..models.backbones import BackboneSpec
+from ..parallel.launch import DeviceSettings
+from ..settings import Word, setting
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Run"""
+
+    dump_path: str = setting(
+        ".", "folder of the run: checkpoints, logs, settings", flags=["--output_dir", "--save_dir"]
+    )
+    resume: str = setting(
+        "auto",
+        "auto: continue from the newest readable checkpoint in --dump_path; never: refuse to start if there is one; or "
+        "the path of a checkpoint, or of another run's folder, to continue from",
+        spellings={"": "auto"},
+    )
+    env_name: str = setting("", "name of the run; shown in its first lines")
+    seed: int = setting(31, "seed of the initial weights and of every draw", at_least=0, at_most=2**32 - 1)
+    checkpoint_freq: int = setting(25, "keep a checkpoint every so many epochs", at_least=1, at_most=1e9)
+    keep_last: int = setting(2, "number of newest checkpoints that are kept besides", at_least=1, at_most=1e9)
+    save_every: int = setting(0, "also save every so many steps inside an epoch; 0 = never", at_least=0, at_most=1e12)
+    log_every: int = setting(
+        50, "number of steps from one log line to the next", flags=["--print_freq", "-p"], at_least=1, at_most=1e12
+    )
+    max_steps: int | None = setting(None, "stop after so many steps in all", at_least=1, at_most=1e12)
+    tensorboard: bool = setting(True, "write TensorBoard event files")
+    deterministic: bool = setting(
+        False,
+        "use only deterministic GPU kernels: slower, and needed there for a bit-exact resume",
+        switch=True,
+        words=[Word("--determine", "TWIST's flag for it: 0 or 1", lambda w: {"deterministic": boolean(w[0])}, nargs=1)],
+    )
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """Speed and memory"""
+
+    compile: bool = setting(False, "compile the backbone (torch.compile)", switch=True)
+    checkpoint_activations: bool = setting(
+        False,
+        "recompute activations in the backward pass: one more forward pass, a fraction of the memory",
+        switch=True,
+    )
+    shard: bool = setting(
+        False,
+        "share parameters, gradients and optimiser state out over the processes (FSDP2), for resnet50w4 and w5",
+        switch=True,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and how its steps are made.
+
+    Attributes:
+        batch_size: images of a forward pass of each process; or of all processes together, where ``in_all``.
+        accumulate: batches a step.
+        clip_norm: bound on the gradient norm; 0 = none.
+    """
+
+    epochs: int
+    batch_size: int
+    in_all: bool
+    accumulate: int = 1
+    clip_norm: float = 0.0
+
+    def batch_of_a_process(self, world_size: int) -> int:
+        if not self.in_all:
+            return self.batch_size
+        if self.batch_size % world_size:
+            raise UserError(f"a batch of {self.batch_size} cannot be shared out over {world_size} processes")
+        return self.batch_size // world_size
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """What every script has; each adds its method, views and optimisation."""
+
+    method: str
+    data: TrainingDataSettings = TrainingDataSettings()
+    backbone: BackboneSpec = BackboneSpec()
+    run: RunSettings = RunSettings()
+    knn: OnlineKNNSettings = OnlineKNNSettings()
+    device: DeviceSettings = DeviceSettings()
+    precision: PrecisionSettings = PrecisionSettings()
+    speed: SpeedSettings = SpeedSettings()
+
+    @property
+    def plan(self) -> Plan:
+        raise NotImplementedError  # every script has its own names for these
+
+    @property
+    def training_size(self) -> int:
+        """Side of the first training view in pixels; evaluated images are cut to it."""
+        raise NotImplementedError  # likewise
