@@ -26,6 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # Not part of what is computed: they differ from run to run.
 TIMINGS = ("images_per_second", "waiting_for_data")
 
+# Logged numbers that got another name on purpose: kind of record, old name -> new name
+RENAMED = {
+    ("train", "acc"): "views_agree",
+    ("evaluation", "acc"): "hungarian_acc",
+    ("evaluation", "train_acc"): "train_hungarian_acc",
+}
+
 COMMON = "--arch resnet18 --width 0.125 --stem small --device cpu --tensorboard false --log_every 1 --epochs 3"
 TRAIN, FOLDERS = "--data_path {data}/train", "--data_path {data}"
 SWAV = (
@@ -97,6 +104,8 @@ RUNS: dict[str, str] = {
     "intl-two": f"{TWO}{INTL} --method intl_m",
     "moco-two": f"{TWO}{DISCO}",
     "w2ssl-two": f"{TWO}{W2SSL}",
+    "dino": f"main_dino.py {FOLDERS} {COMMON} --size_crops 16 12 --out_dim 16 --hidden_dim 16 --bottleneck_dim 8 "
+    "--local_crops_number 2 --batch_size 16 --warmup_epochs 1",
 }
 JUDGE = f"{FOLDERS} --device cpu --workers 0 --crop_size 32 --resize 32 --dump_path {{runs}}/judged"
 CHECKPOINT = "--pretrained {runs}/swav/checkpoint.pth.tar"
@@ -136,6 +145,8 @@ def record(tree: Path, out: Path, data: Path, names: list[str]) -> None:
     os.chdir(out)
     places = {"data": str(data), "runs": "whole"}
     for name, line in chosen(names).items():
+        if not (tree / line.removeprefix(TWO).split()[0]).exists():
+            continue  # a script that the older commit does not have
         start(tree, line.format(**places), f"whole/{name}")
         half = out / "half" / name
         if not half.exists():  # the first tree leaves them half done, the second one goes on
@@ -206,7 +217,10 @@ def read(checkpoint: Path) -> dict[str, Any]:
 
 def log(folder: Path) -> list[dict[str, Any]]:
     records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return [{name: value for name, value in record.items() if name not in TIMINGS} for record in records]
+    return [
+        {RENAMED.get((record["kind"], name), name): value for name, value in record.items() if name not in TIMINGS}
+        for record in records
+    ]
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
