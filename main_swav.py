@@ -105,7 +105,7 @@ SCRIPT = cli.Script(
 
 def check(settings: Settings, crops: int) -> None:
     """Refuses what cannot be trained, before anything is started."""
-    method, optim = settings.method, settings.optim
+    method = settings.method
     if crops < 2:
         raise UserError("these methods compare crops of an image: --nmb_crops must give at least two")
     if method != "swav" and settings.swav.queue_length:
@@ -113,8 +113,7 @@ def check(settings: Settings, crops: int) -> None:
     if settings.teaching.teacher and (method != "swav" or settings.speed.shard):
         raise UserError("--teacher goes with --method swav, and without --shard")
     settings.prototypes.check_crops(crops)
-    if optim.warmup_epochs >= optim.epochs and optim.warmup_epochs > 0:
-        raise UserError(f"--warmup_epochs {optim.warmup_epochs} leaves nothing of --epochs {optim.epochs}")
+    settings.plan.check_warmup(settings.optim.warmup_epochs)
     if settings.data.dataset == "folder":
         refuse_split_root(settings.data.data_path)
 

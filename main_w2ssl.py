@@ -101,11 +101,9 @@ SCRIPT = cli.Script(
 
 def check(settings: Settings) -> None:
     """Refuses what cannot be trained, before anything is started."""
-    optim = settings.optim
     if settings.backbone.arch.startswith("vit"):
         raise UserError("W2SSL needs a feature map, which transformers do not have: choose a convolutional network")
-    if optim.warmup_epochs >= optim.epochs and optim.warmup_epochs > 0:
-        raise UserError(f"--warmup_epochs {optim.warmup_epochs} leaves nothing of --epochs {optim.epochs}")
+    settings.plan.check_warmup(settings.optim.warmup_epochs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ Everything is done by the scripts a user would call; their command lines are pri
 where it was stopped.
 """
 
-import argparse
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from src.engine.monitor import duration, read_log
 from src.evaluation.features import extract_features
 from src.models.pretrained import load_backbone
 from src.plots import crops_mosaic, embedding_map, training_curves
+from src.settings import setting
 
 # The network: a ResNet-18 a quarter as wide, with the stem for small images.
 MODEL = ["--arch", "resnet18", "--width", "0.25", "--stem", "small"]
@@ -149,11 +150,19 @@ def draw(patches: Path, run: Path, out: Path, checkpoint: Path, baseline: float)
     )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Quickstart"""
+
+    epochs: int = setting(12, "number of epochs; more simply gets better", at_least=1, at_most=1e6)
+    out: str = setting("runs/quickstart", "folder of the results")
+
+
+SCRIPT = cli.Script("Trains SwAV on real images in minutes, on two CPU cores.", Settings())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12, help="more simply gets better (default: 12)")
-    parser.add_argument("--out", default="runs/quickstart", help="folder of the results (default: runs/quickstart)")
-    args = parser.parse_args(argv)
+    args = SCRIPT.parse(argv).settings
     started = time.monotonic()
     out = Path(args.out).resolve()
     patches, run = ROOT / "data" / "patches", out / f"swav-{args.epochs}ep"

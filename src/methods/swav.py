@@ -117,9 +117,12 @@ class SwAV(PrototypeMethod):
             normalize_rows_(head.weight)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        embeddings = self.embed(batch.crops)
+        return self.compare(self.embed(batch.crops), len(batch.crops), clock)
+
+    def compare(self, embeddings: Tensor, views: int, clock: Clock) -> dict[str, Tensor]:
+        """The loss of the unit rows (V*B, D) of a batch, and what is worth logging; feeds the queue."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings_VBD = embeddings.view(len(batch.crops), len(batch), -1)
+            embeddings_VBD = embeddings.view(views, len(embeddings) // views, -1)
             assigned_ABD = embeddings_VBD.detach()[self.crops_for_assign]
             losses, assignments = [], []
             for head in self.prototypes.heads():

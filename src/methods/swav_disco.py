@@ -1,6 +1,5 @@
 """SwAV whose embeddings also come close to a frozen teacher's: DisCo's SwAV test-bed (arXiv 2104.09124, table 5)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +46,6 @@ class SwAVDisCo(SwAV):
     def __init__(self, backbone: nn.Module, teacher: Teacher, *, weight: float = 0.5, **options: Any) -> None:
         super().__init__(backbone, **options)
         self.weight, self._teacher = weight, teacher
-        self._embeddings: Tensor | None = None
         width = output_width(self.projection_head)
         if teacher.width != width:
             raise UserError(
@@ -55,14 +53,9 @@ class SwAVDisCo(SwAV):
                 f"pass --feat_dim {teacher.width}"
             )
 
-    def embed(self, crops: Sequence[Tensor]) -> Tensor:
-        self._embeddings = super().embed(crops)
-        return self._embeddings
-
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        outputs = super().forward(batch, clock)
-        embeddings, self._embeddings = self._embeddings, None
-        assert embeddings is not None
+        embeddings = self.embed(batch.crops)
+        outputs = self.compare(embeddings, len(batch.crops), clock)
         error = F.mse_loss(embeddings, self._teacher.by_size(batch.crops))
         outputs["swav"], outputs["mse"] = outputs["loss"].detach(), error.detach()
         outputs["loss"] = outputs["loss"] + self.weight * error

@@ -30,7 +30,7 @@ from ..parallel import collectives, sync_bn
 from ..settings import setting
 
 
-class Teacher(nn.Module):
+class MomentumTeacher(nn.Module):
     """A momentum copy of backbone and head; in train mode like the student, on batch statistics of its own."""
 
     def __init__(self, backbone: nn.Module, head: TwistHead) -> None:
@@ -161,7 +161,7 @@ class Twist(Method):
             initialize(backbone)
         self.backbone = backbone
         self.projection_heads = head
-        self.teacher = Teacher(backbone, head) if momentum is not None else None
+        self.teacher = MomentumTeacher(backbone, head) if momentum is not None else None
         self.mme_epochs, self.self_label_only = mme_epochs, self_label_only
         self.temperature = temperature
         self.weights = {"alpha": alpha, "beta": beta, "eps": eps}

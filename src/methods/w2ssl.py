@@ -22,6 +22,7 @@ from ..models.backbones import feature_width, features_and_map, initialize
 from ..models.heads import mlp
 from ..ops.montage import deal_out, decouple, pool_quarters
 from ..optim.ema import momentum_copy, update_momentum_copy
+from ..optim.schedules import half_cosine
 from ..parallel import collectives
 from ..settings import setting
 from .joint_embedding import collapse_check
@@ -120,7 +121,7 @@ class W2SSL(Method):
     def momentum_at(self, clock: Clock) -> float:
         if not self.momentum_cosine:
             return self.momentum
-        return 1 - 0.5 * (1 + math.cos(math.pi * clock.step / clock.total_steps)) * (1 - self.momentum)
+        return half_cosine(clock.step / clock.total_steps, self.momentum, 1.0)
 
     def before_step(self, clock: Clock) -> None:
         momentum = self.momentum_at(clock)

@@ -14,17 +14,12 @@ from ..settings import setting
 
 
 def projector(width: int, hidden: int, out: int, batch_norm: bool = True) -> nn.Module:
-    """SwAV's projection head: linear - batch norm - ReLU - linear, or one linear layer when ``hidden`` is 0.
+    """SwAV's projection head: :func:`mlp` of two layers, or one linear layer when ``hidden`` is 0.
 
     Keys are those of the published files: ``0``, ``1``, ``3`` (without batch norm, as the published ResNet-50 w5:
     ``0``, ``2``), or ``weight`` and ``bias`` for the linear head.
     """
-    if hidden == 0:
-        return nn.Linear(width, out)
-    layers: list[nn.Module] = [nn.Linear(width, hidden)]
-    if batch_norm:
-        layers.append(nn.BatchNorm1d(hidden))
-    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(hidden, out))
+    return mlp(width, hidden, out, layers=2, batch_norm=batch_norm) if hidden else nn.Linear(width, out)
 
 
 def mlp(

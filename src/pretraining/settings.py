@@ -78,6 +78,11 @@ class Plan:
     accumulate: int = 1
     clip_norm: float = 0.0
 
+    def check_warmup(self, epochs: int) -> None:
+        """Refuses a warm-up of so many epochs that leaves nothing of the run."""
+        if epochs and epochs >= self.epochs:
+            raise UserError(f"--warmup_epochs {epochs} leaves nothing of --epochs {self.epochs}")
+
     def batch_of_a_process(self, world_size: int) -> int:
         if not self.in_all:
             return self.batch_size

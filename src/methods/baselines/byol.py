@@ -1,7 +1,6 @@
 """BYOL (Grill et al. 2020, arXiv 2006.07733), as CW-RGP's repository trains it."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from ...clock import Clock
 from ...losses.whitened import normalised_mse
 from ...models.heads import mlp
 from ...optim.ema import momentum_copy, update_momentum_copy
+from ...optim.schedules import half_cosine
 from ...settings import setting
 from ..joint_embedding import JointEmbedding, Parts
 
@@ -40,7 +40,6 @@ class BYOL(JointEmbedding):
         self.predictor = mlp(width, hidden, width, layers=2)
         self.momentum_backbone, self.momentum_head = momentum_copy(backbone), momentum_copy(head)
         self.momentum = momentum
-        self._targets: list[Tensor] = []
 
     @classmethod
     def build(cls, parts: Parts, own: BYOLSettings) -> "BYOL":
@@ -54,13 +53,15 @@ class BYOL(JointEmbedding):
         )
 
     def embed(self, crops: Sequence[Tensor]) -> list[Tensor]:
+        """V embeddings, then the momentum copy's V."""
         with torch.no_grad():
-            self._targets = [self.momentum_head(self.momentum_backbone(crop)).float() for crop in crops]
-        return [self.head(self.backbone(crop)).float() for crop in crops]
+            targets = [self.momentum_head(self.momentum_backbone(crop)).float() for crop in crops]
+        return [self.head(self.backbone(crop)).float() for crop in crops] + targets
 
     def loss(self, embeddings_Vnd: list[Tensor], clock: Clock) -> Tensor:
-        predictions = [self.predictor(one) for one in embeddings_Vnd]
-        targets, self._targets = self._targets, []
+        views = len(embeddings_Vnd) // 2
+        predictions = [self.predictor(one) for one in embeddings_Vnd[:views]]
+        targets = embeddings_Vnd[views:]
         losses = [
             normalised_mse(predictions[i], targets[j]) + normalised_mse(predictions[j], targets[i])
             for i, j in itertools.combinations(range(len(predictions)), 2)
@@ -68,6 +69,6 @@ class BYOL(JointEmbedding):
         return torch.stack(losses).mean()
 
     def after_step(self, clock: Clock) -> None:
-        momentum = 1 - (1 - self.momentum) * (math.cos(math.pi * clock.epoch / clock.epochs) + 1) / 2
+        momentum = half_cosine(clock.epoch / clock.epochs, self.momentum, 1.0)
         update_momentum_copy(self.momentum_backbone, self.backbone, momentum)
         update_momentum_copy(self.momentum_head, self.head, momentum)
