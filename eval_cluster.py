@@ -38,7 +38,7 @@ class ClassSettings:
     )
     normalize: bool = setting(True, "scale features to unit length before k-means")
     act: str | None = setting(
-        None, "activation of TWIST's head, for files that do not tell it", choices=["relu", "gelu"]
+        None, "activation of TWIST's head; default: the run's, or relu for published files", choices=["relu", "gelu"]
     )
     tau: float | None = setting(
         None, "temperature of the head's probabilities; default: the run's", above=0, at_most=1000

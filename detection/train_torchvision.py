@@ -44,7 +44,7 @@ class DetectionSettings:
 
     pretrained: str = setting("", "any checkpoint of a ResNet; without one the weights are random")
     key: str = setting("auto", "entry of the file that holds the weights; auto finds it")
-    arch: str = setting("resnet50", "architecture of random weights; a checkpoint tells its own")
+    arch: str = setting("resnet50", "architecture of random weights; that of a checkpoint is inferred from the file")
     model: str = setting("fasterrcnn", "detector, with an FPN", choices=["fasterrcnn", "retinanet"])
     dataset: str = setting("coco", "COCO 2017, or VOC 2007 + 2012", choices=["coco", "voc"])
     data_path: str = setting("datasets", "the folder that holds coco or VOC2007 and VOC2012")

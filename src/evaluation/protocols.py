@@ -207,8 +207,8 @@ def choose(
         ("moco", {"learning_rate", "multiprocessing_distributed"}),
     ):
         if flags & tell_tale:
-            return name, "told by the flags"
-    return "swav", "the weights do not tell"
+            return name, "inferred from the flags"
+    return "swav", "the method of the weights is unknown"
 
 
 @dataclass(frozen=True)
