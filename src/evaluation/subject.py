@@ -22,8 +22,8 @@ class JudgedBackboneSettings:
 
     arch: str | None = setting(
         None,
-        "architecture, where it cannot be inferred from the file (it can for our checkpoints and for ResNets): resnet18, "
-        "34, 50, 101, 152 or 200, resnet50w2, w4 or w5, vit_t, vit_s or vit_b, or any model name of timm",
+        "architecture, where it cannot be inferred from the file (it can for our checkpoints and for ResNets): "
+        "resnet18, 34, 50, 101, 152 or 200, resnet50w2, w4 or w5, vit_t, vit_s or vit_b, or any model name of timm",
         flags=["--backbone", "-a"],
     )
     width: float = setting(1.0, "factor on the number of channels of our ResNets", above=0, at_most=64)

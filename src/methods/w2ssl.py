@@ -121,7 +121,7 @@ class W2SSL(Method):
     def momentum_at(self, clock: Clock) -> float:
         if not self.momentum_cosine:
             return self.momentum
-        return half_cosine(clock.step / clock.total_steps, self.momentum, 1.0)
+        return half_cosine(clock.step, clock.total_steps, self.momentum, 1.0)
 
     def before_step(self, clock: Clock) -> None:
         momentum = self.momentum_at(clock)

@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 
 
-def half_cosine(share: float, base: float, final: float = 0.0) -> float:
-    """From ``base`` at share 0 to ``final`` at share 1 by half a cosine (Loshchilov & Hutter 2017)."""
-    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * share))
+def half_cosine(done: float, total: float, base: float, final: float = 0.0) -> float:
+    """From ``base`` at the start to ``final`` when all of ``total`` is done, by half a cosine (Loshchilov, Hutter)."""
+    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * done / total))
 
 
 def warmup_cosine(
@@ -33,7 +33,7 @@ def warmup_cosine(
         return start + step * ((base - start) / (warmup - 1))
     if step >= total:
         return float(final)
-    return half_cosine((step - warmup) / (total - warmup), base, final)
+    return half_cosine(step - warmup, total - warmup, base, final)
 
 
 def phased(
@@ -63,7 +63,7 @@ def phased(
     if done < warmup:
         return base * done / warmup
     progress = min(1.0, (done - warmup) / max(1, last - first_step - warmup))
-    return base * half_cosine(progress, 1.0, floor)
+    return base * half_cosine(progress, 1.0, 1.0, floor)
 
 
 def intl_rate(step: int, *, total: int, warmup: int, base: float, floor: float = 0.001) -> float:
@@ -71,7 +71,7 @@ def intl_rate(step: int, *, total: int, warmup: int, base: float, floor: float =
     ``floor * base``."""
     if step < warmup:
         return base * (step + 1) / warmup
-    share = half_cosine(min(1.0, (step - warmup + 1) / (total - warmup)), 1.0)
+    share = half_cosine(min(1.0, (step - warmup + 1) / (total - warmup)), 1.0, 1.0)
     return base * (share + floor * (1 - share))
 
 
@@ -98,7 +98,7 @@ def epoch_cosine_rate(step: int, *, steps_per_epoch: int, epochs: int, warmup: i
     epoch = step // steps_per_epoch
     if epoch * steps_per_epoch < warmup:
         return base
-    return half_cosine(epoch / epochs, base)
+    return half_cosine(epoch, epochs, base)
 
 
 def fractional_cosine(epoch: float, *, epochs: int, warmup: int, base: float) -> float:
@@ -108,7 +108,7 @@ def fractional_cosine(epoch: float, *, epochs: int, warmup: int, base: float) ->
     """
     if epoch < warmup:
         return base * epoch / warmup
-    return half_cosine((epoch - warmup) / (epochs - warmup), base)
+    return half_cosine(epoch - warmup, epochs - warmup, base)
 
 
 def warm_restarts(epoch: float, *, first: int, factor: int, base: float, floor: float = 0.0) -> float:
@@ -120,7 +120,7 @@ def warm_restarts(epoch: float, *, first: int, factor: int, base: float, floor: 
     while epoch >= length:
         epoch -= length
         length *= factor
-    return half_cosine(epoch / length, base, floor)
+    return half_cosine(epoch, length, base, floor)
 
 
 def multistep(epoch: int, *, base: float, milestones: Sequence[int], gamma: float) -> float:

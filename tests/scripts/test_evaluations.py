@@ -135,7 +135,7 @@ def test_the_positional_style_of_barlow_twist_and_intl(backbone_only, patches, t
                  "--batch-size", 32, "--epochs", 1, "--crop_size", 32, "--workers", 0)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "protocol   barlow" in result.stdout
-    assert "told by the flags" in result.stdout
+    assert "inferred from the flags" in result.stdout
     assert "paper: no number to compare with (4 classes" in result.stdout
     written = json.loads((tmp_path / "linear.json").read_text())
     assert (written["protocol"], written["batch_size"], written["training_images"]) == ("barlow", 32, 96)

@@ -69,6 +69,6 @@ class BYOL(JointEmbedding):
         return torch.stack(losses).mean()
 
     def after_step(self, clock: Clock) -> None:
-        momentum = half_cosine(clock.epoch / clock.epochs, self.momentum, 1.0)
+        momentum = half_cosine(clock.epoch, clock.epochs, self.momentum, 1.0)
         update_momentum_copy(self.momentum_backbone, self.backbone, momentum)
         update_momentum_copy(self.momentum_head, self.head, momentum)
