@@ -81,7 +81,7 @@ def run(
     Without a launcher the script runs in a fork of this process, which has imported torch already: a new Python would
     take seconds to do so.
     """
-    if launcher is None:
+    if launcher is None and "--compile" not in arguments:  # torch.compile has processes of its own, which no fork has
         return _run_forked([str(argument) for argument in arguments], timeout)
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
