@@ -177,11 +177,15 @@ def start(tree: Path, line: str, folder: str | None) -> None:
         raise SystemExit(f"exit code {code}: {line}")
 
 
-def compare(old: Path, new: Path) -> list[str]:
-    """What differs between the runs below two folders, one line each."""
+def compare(old: Path, new: Path, names: list[str]) -> list[str]:
+    """What differs between the runs below two folders, one line each; ``names`` as in :func:`chosen`."""
     problems = []
     for checkpoint in sorted(old.glob("whole/*/checkpoint.pth.tar")):
         name = checkpoint.parent.name
+        if not (new / "whole" / name / "checkpoint.pth.tar").exists():
+            if not names or name in chosen(names):
+                problems.append(f"whole {name}: no checkpoint")
+            continue
         expected = read(checkpoint)
         kept = read(new / "whole" / name / "checkpoint.pth.tar")["settings"].keys() & expected["settings"].keys()
         expected["settings"] = {setting: expected["settings"][setting] for setting in kept}
@@ -195,7 +199,8 @@ def compare(old: Path, new: Path) -> list[str]:
             f"whole {name}: {line}"
             for line in differences(log(checkpoint.parent), log(new / "whole" / name), "log.jsonl")
         ]
-    for result in sorted(old.glob("whole/judged/**/*.json")):
+    results = sorted(old.glob("whole/judged/**/*.json")) if not names or "eval" in names else []
+    for result in results:
         if result.name == "settings.json":
             continue
         found = new / result.relative_to(old)
@@ -284,7 +289,7 @@ def main() -> int:
         shutil.rmtree(new, ignore_errors=True)
         shutil.copytree(old / "half", new / "half")
         run(ROOT, new, data, args.only)
-        problems = compare(old, new)
+        problems = compare(old, new, args.only)
         for line in problems:
             print(f"DIFFERENT  {line}")
         count = len(list(new.glob("whole/*/checkpoint.pth.tar")))
