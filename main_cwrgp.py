@@ -32,7 +32,7 @@ from src.methods.baselines.vicreg import VICReg, VICRegSettings
 from src.methods.baselines.zero_icl import ZeroICL
 from src.methods.cwrgp import TRANSFORMS, GroupWhitening, GroupWhiteningSettings
 from src.methods.joint_embedding import Parts
-from src.models.backbones import BackboneSpec, ResidualStart, feature_width
+from src.models.backbones import BackboneSpec, ResidualStart
 from src.models.heads import ProjectorSettings
 from src.optim.batch_scaled import BatchScaledSettings
 from src.optim.schedules import dropped_rate, epoch_cosine_rate, warm_restarts
@@ -183,7 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.method in TWO_VIEWS and len(views) != 2:
         raise UserError(f"{settings.method} has two views, not {len(views)}")
     run = pretraining.start(call, views, find_training(settings.data.dataset, settings.data.data_path))
-    method = METHODS[settings.method](settings, parts_of(settings, run.batch_size))
+    method = METHODS[settings.method](
+        settings, Parts.of(settings.backbone, settings.head, settings.start, run.batch_size, bias=True)
+    )
     if settings.optim.sync_bn:
         sync_bn.convert(method, device_type=run.world.device.type)
     pretraining.place(run, method)
@@ -194,21 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         {"lr": schedule(run)},
         lambda monitor: echo(run, method, monitor),
         backbone_file=f"{settings.backbone.arch}.pth",
-    )
-
-
-def parts_of(settings: Settings, batch_size: int) -> Parts:
-    """Backbone and head with fresh weights."""
-    backbone = settings.backbone.build()
-    features, head = feature_width(backbone), settings.head
-    return Parts(
-        backbone,
-        head.build(features, bias=True),
-        features,
-        head.width(features),
-        head.head_size,
-        batch_size,
-        settings.start.zero_init_residual,
     )
 
 

@@ -30,7 +30,7 @@ from src.evaluation.knn import OnlineKNNSettings
 from src.losses.whitened import trace_loss_floor
 from src.methods.intl import Intl, IntlSettings
 from src.methods.joint_embedding import Parts, spectrum
-from src.models.backbones import BackboneSpec, ResidualStart, feature_width
+from src.models.backbones import BackboneSpec, ResidualStart
 from src.models.heads import ProjectorSettings
 from src.ops.whitening import iter_norm
 from src.optim.batch_scaled import BatchScaledSettings
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(views) < 2:
         raise UserError("INTL compares views of an image: at least two are needed")
     run = pretraining.start(call, views, find_training(settings.data.dataset, settings.data.data_path))
-    parts = parts_of(settings, run.batch_size)
+    parts = Parts.of(settings.backbone, settings.head, settings.start, run.batch_size, bias=False)
     method = Intl.build(parts, settings.intl, weight, with_momentum=settings.method == "intl_m")
     if settings.optim.sync_bn:
         sync_bn.convert(method, device_type=run.world.device.type)
@@ -178,21 +178,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluations=[Evaluation(1, lambda: draw_spectrum(run, method))],
         backbone_file=f"{settings.backbone.arch}.pth",
         derived={"trade_off": weight},
-    )
-
-
-def parts_of(settings: Settings, batch_size: int) -> Parts:
-    """Backbone and projection with fresh weights."""
-    backbone = settings.backbone.build()
-    features, head = feature_width(backbone), settings.head
-    return Parts(
-        backbone,
-        head.build(features, bias=False),
-        features,
-        head.width(features),
-        head.head_size,
-        batch_size,
-        settings.start.zero_init_residual,
     )
 
 

@@ -13,8 +13,9 @@ from ..clock import Clock
 from ..data.loading import Batch
 from ..engine.diagnostics import Check, feature_std, rankme
 from ..engine.method import Method
-from ..models.backbones import initialize
+from ..models.backbones import BackboneSpec, ResidualStart, feature_width, initialize
 from ..models.backbones.resnet import ResNet
+from ..models.heads import ProjectorSettings
 
 
 def start_backbone(backbone: nn.Module, zero_init_residual: bool) -> None:
@@ -53,6 +54,23 @@ class Parts(NamedTuple):
     hidden: int
     batch_size: int
     zero_init_residual: bool
+
+    @classmethod
+    def of(
+        cls, spec: BackboneSpec, head: ProjectorSettings, start: ResidualStart, batch_size: int, *, bias: bool
+    ) -> "Parts":
+        """Backbone and head with fresh weights; ``bias`` is that of the head's hidden layers."""
+        backbone = spec.build()
+        features = feature_width(backbone)
+        return cls(
+            backbone,
+            head.build(features, bias),
+            features,
+            head.width(features),
+            head.head_size,
+            batch_size,
+            start.zero_init_residual,
+        )
 
 
 class JointEmbedding(Method):
