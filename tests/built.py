@@ -13,7 +13,6 @@ from PIL import Image
 
 from src import pretraining
 from src.engine.loop import Evaluation
-from src.errors import UserError
 from src.evaluation import classification, protocols
 from src.evaluation.protocols import Protocol
 from src.methods import disco, swav_disco
@@ -200,6 +199,3 @@ def judged(
     recipe = protocols.resolve(settings.classifier, settings.labels.labels_perc, table[name], processes)
     classification.check(settings, recipe)
     return SimpleNamespace(**{**flat(settings), **recipe.plain(), "protocol": name})
-
-
-__all__ = ["IMAGENET", "Built", "FakeImages", "UserError", "built", "judged", "resolved"]

@@ -210,7 +210,9 @@ def _add_flag(group: Any, leaf: Leaf) -> None:
     group.add_argument(*leaf.flags, **options)
     for word in about.words:
         kept = type("_Word", (_Remember,), {"word": word})
-        group.add_argument(word.flag, action=kept, nargs=word.nargs, help=word.help, dest=f"word {word.flag}")
+        group.add_argument(
+            word.flag, action=kept, nargs=word.nargs, metavar="VALUE", help=word.help, dest=f"word {word.flag}"
+        )
 
 
 def _help(leaf: Leaf) -> str:
