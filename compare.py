@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from src import cli
 from src.checkpoints.files import write_atomically
-from src.checkpoints.store import NEUTRAL_SETTINGS
+from src.checkpoints.identity import NEUTRAL_SETTINGS
 from src.engine.monitor import number, read_log
 from src.errors import UserError
 from src.plots import comparison

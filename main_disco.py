@@ -205,7 +205,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         {"lr": learning_rate},
         lambda monitor: echo(run, method, teacher, monitor),
         derived={"teacher_sha256": "" if teacher is None else teacher.sha256},
-        identity=("teacher_sha256",),
     )
 
 

@@ -1,5 +1,6 @@
 """COCO's and VOC's images with their boxes, in the published layouts, read without further packages."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ class Boxes(Dataset[tuple[Tensor, dict[str, Tensor], int]]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Number of images, and a digest of their names and boxes."""
+        digest = hashlib.sha256()
+        for file, truth in zip(self.files, self.truths, strict=True):
+            digest.update(file.name.encode(errors="surrogateescape"))
+            digest.update(truth.boxes.tobytes() + truth.labels.tobytes())
+        return {"images": len(self), "classes": self.classes, "list": digest.hexdigest()[:16]}
 
     def __getitem__(self, place: int | tuple[int, bool]) -> tuple[Tensor, dict[str, Tensor], int]:
         index, mirrored = place if isinstance(place, tuple) else (place, False)

@@ -25,15 +25,16 @@ sys.path.insert(0, str(ROOT))
 from detection.average_precision import Found, average_precision
 from detection.boxes import Boxes, open_coco, open_voc
 from src import cli
+from src.checkpoints import identity
 from src.checkpoints.files import describe_mismatch, read_file, write_atomically
 from src.checkpoints.layouts import resnet_in
 from src.engine.seeding import seed_everything
 from src.errors import Diverged, UserError
-from src.models.pretrained import load_backbone
+from src.models.pretrained import fingerprint, load_backbone, name_of_weights
 from src.optim.schedules import multistep
 from src.parallel import collectives, launch
 from src.parallel.launch import DeviceSettings
-from src.settings import replaced, setting
+from src.settings import flat, replaced, setting
 
 FORMAT = "ssl-vision-detection/1"
 
@@ -48,7 +49,10 @@ class DetectionSettings:
     model: str = setting("fasterrcnn", "detector, with an FPN", choices=["fasterrcnn", "retinanet"])
     dataset: str = setting("coco", "COCO 2017, or VOC 2007 + 2012", choices=["coco", "voc"])
     data_path: str = setting("datasets", "the folder that holds coco or VOC2007 and VOC2012")
-    dump_path: str = setting(".", "folder of checkpoints and results")
+    dump_path: str = setting("", "folder of checkpoints and results; default: detections/MODEL-WEIGHTS-on-DATA")
+    accept_changes: tuple[str, ...] = setting(
+        (), "names of settings that may differ from those of the checkpoint that the run continues from", empty=True
+    )
     iterations: int = setting(90000, "number of steps", at_least=1, at_most=1e9)
     steps: tuple[int, ...] = setting(
         (60000, 80000), "steps at which the learning rate is multiplied by 0.1", empty=True, at_least=0, at_most=1e9
@@ -74,6 +78,12 @@ class Settings:
 
     detection: DetectionSettings = DetectionSettings()
     device: DeviceSettings = DeviceSettings()
+
+    def default_folder(self) -> str:
+        """Where results go that were given no ``--dump_path``: a folder with the names of what goes in."""
+        own = self.detection
+        weights = name_of_weights(own.pretrained) if own.pretrained else f"random-{own.arch}"
+        return f"detections/{own.model}-{weights}-on-{own.dataset}"
 
 
 def complete(given: Mapping[str, Any]) -> Settings:
@@ -199,11 +209,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build_model(args, test.classes, world.size > 1 and world.device.type == "cuda").to(world.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.wd)
     folder = Path(args.dump_path)
-    step = restore(folder / "detector.pth", model, optimizer)
+    became = {
+        **flat(args),
+        "backbone_sha256": fingerprint(model.backbone) if args.pretrained else "",  # type: ignore[arg-type]
+    }
+    if train is not None:
+        became["train_images"] = train.fingerprint()
+    step = restore(folder / "detector.pth", model, optimizer, became, args)
     if args.eval_only and step == 0:
         raise UserError(f"--eval_only: there is no detector.pth in {folder}")
     if train is not None:
-        fit(args, model, optimizer, train, step, world)
+        fit(args, model, optimizer, train, step, world, became)
     result = judge(model, test, args, world)
     if world.is_main:
         print("  ".join(f"{name} {value:.2f}" for name, value in result.items()))
@@ -214,8 +230,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Continues from a checkpoint if there is one; returns the iterations done."""
+def restore(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, became: Mapping[str, Any], args: DetectionSettings
+) -> int:
+    """Continues from a checkpoint if there is one; returns the iterations done.
+
+    Raises UserError for one that was made with other settings, weights or images than ``became`` says.
+    """
     if not path.exists():
         return 0
     content = read_file(path)
@@ -224,6 +245,11 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> i
     problem = describe_mismatch(model.state_dict(), content["model"], path)
     if problem:
         raise UserError(f"{problem}; choose another --dump_path for another model")
+    changes = identity.compare(content.get("settings", {}), became, path, args.accept_changes)
+    if changes and collectives.is_main():
+        print(f"warning: settings changed since the checkpoint was written: {changes}", file=sys.stderr)
+    if content["step"] > args.iterations:
+        raise UserError(f"{path} has gone through {content['step']} iterations: --iterations {args.iterations} is less")
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     return content["step"]
@@ -236,6 +262,7 @@ def fit(
     train: Boxes,
     step: int,
     world: launch.World,
+    became: Mapping[str, Any],
 ) -> None:
     """Trains from iteration ``step`` to the end, and saves."""
     wrapped = model
@@ -267,11 +294,19 @@ def fit(
                 parts = "  ".join(f"{name.removeprefix('loss_')} {float(value):.3f}" for name, value in losses.items())
                 print(f"iteration {step}/{args.iterations}  loss {float(loss):.4f}  {parts}", flush=True)
         if (step % args.save_every == 0 or step == args.iterations) and world.is_main:
-            save(Path(args.dump_path) / "detector.pth", step, model, optimizer)
+            save(Path(args.dump_path) / "detector.pth", step, model, optimizer, became)
 
 
-def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    content = {"format": FORMAT, "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+def save(
+    path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+) -> None:
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "settings": dict(settings),
+    }
     write_atomically(path, lambda file: torch.save(content, file))
 
 

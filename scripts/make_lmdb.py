@@ -43,12 +43,6 @@ def encoded(source: ImageSource, index: int) -> bytes:
     return buffer.getvalue()
 
 
-def short_names(source: ImageSource) -> list[str]:
-    if isinstance(source, FolderImages):
-        return [os.path.relpath(path, source.root) for path in source.paths]
-    return [source.name(index) for index in range(len(source))]
-
-
 class Writer:
     """An LMDB file that grows as needed."""
 
@@ -85,8 +79,8 @@ def write(source: ImageSource, out: Path) -> int:
     """Fills the file and returns how many images an earlier start had left behind."""
     if out.exists():
         raise UserError(f"{out} exists already")
-    names = short_names(source)
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    names = "\n".join(source.relative_name(index) for index in range(len(source))).encode(errors="surrogateescape")
+    digest = hashlib.sha256(names).hexdigest()
     partial = out.with_name(out.name + ".partial")
     writer = Writer(partial)
     progress: dict[str, Any] = json.loads(writer.get(b"__progress__") or b"{}")
@@ -102,7 +96,7 @@ def write(source: ImageSource, out: Path) -> int:
         writer.put([*items, (b"__progress__", state)])
     meta = {"format": FORMAT, "images": len(source), "classes": source.classes}
     labels = np.array(source.labels, dtype="<i8").tobytes()
-    writer.put([(b"__labels__", labels), (b"__names__", "\n".join(names).encode())])
+    writer.put([(b"__labels__", labels), (b"__names__", names)])
     writer.put([(b"__meta__", json.dumps(meta).encode())])
     writer.close()
     os.replace(partial, out)

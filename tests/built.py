@@ -40,6 +40,8 @@ class FakeImages:
     def name(self, index: int) -> str:
         return str(index)
 
+    relative_name = name
+
 
 class FakeTeacher:
     """Stands for a checkpoint that is not there; remembers how it was asked for."""

@@ -28,15 +28,10 @@ from ..clock import Clock
 from ..errors import UserError
 from ..parallel import collectives
 from ..parallel.sharding import part_like, whole
+from . import identity
 from .files import describe_mismatch, link, read_file, write_atomically
 
 FORMAT = "ssl-vision-training/1"
-
-# Flags that say how, where or how long a run goes, and not what it computes.
-NEUTRAL_SETTINGS = (
-    *("data_path", "val_path", "dump_path", "resume", "workers", "device", "dist_url", "tensorboard", "max_steps"),
-    *("log_every", "save_every", "keep_last", "checkpoint_freq", "knn_freq", "eval_freq"),
-)
 
 
 @dataclass
@@ -64,10 +59,11 @@ class CheckpointStore:
 
     Args:
         folder: the run's; created when needed.
-        settings: plain values that describe the run, saved along; read back by evaluations.
+        settings: plain values that describe the run, saved along; read back by evaluations. A run continues only from
+            a checkpoint with the same ones, see :mod:`src.checkpoints.identity`.
         frequency: every how many epochs a checkpoint is kept for good.
         keep_last: how many of the newest files are kept besides.
-        identity: names of settings that a run must share with the checkpoint it continues from.
+        accepted: names of settings that may differ from the checkpoint's, because the user says so.
         backbone_file: also write the backbone alone, under its own names, to this file of the folder.
     """
 
@@ -77,7 +73,7 @@ class CheckpointStore:
         settings: Mapping[str, Any],
         frequency: int = 25,
         keep_last: int = 2,
-        identity: Sequence[str] = (),
+        accepted: Sequence[str] = (),
         backbone_file: str | None = None,
     ) -> None:
         if frequency < 1 or keep_last < 1:
@@ -86,7 +82,7 @@ class CheckpointStore:
         self.history = self.folder / "checkpoints"
         self.settings = dict(settings)
         self.frequency, self.keep_last = frequency, keep_last
-        self.identity = tuple(identity)
+        self.accepted = tuple(accepted)
         self.backbone_file = backbone_file
 
     # --- saving
@@ -192,19 +188,16 @@ class CheckpointStore:
         if not Path(chosen).exists():
             raise UserError(f"rank {collectives.rank()} does not see {chosen}: --dump_path must be on a shared disk")
         content = read_run(chosen)
-        others = [n for n in self.identity if content["settings"].get(n) != self.settings[n]]
-        if others:
-            raise UserError(f"{chosen} was made with another {', '.join(others)}: choose another --dump_path")
+        changes = identity.compare(content["settings"], self.settings, chosen, self.accepted)
+        if content["epoch"] > state.clock.epochs:
+            raise UserError(
+                f"{chosen} has gone through {content['epoch']} epochs, and {state.clock.epochs} are asked for: choose "
+                "another --dump_path"
+            )
         _restore(state, content, chosen, warn)
-        changes = self._changed_settings(content["settings"])
         if changes and collectives.is_main():
             warn(f"settings changed since the checkpoint was written: {changes}")
         return Path(chosen)
-
-    def _changed_settings(self, old: Mapping[str, Any]) -> str:
-        """``epochs 100 -> 200, ...``, without settings that do not touch what is computed."""
-        changed = [n for n in self.settings if n in old and n not in NEUTRAL_SETTINGS and old[n] != self.settings[n]]
-        return ", ".join(f"{name} {old[name]} -> {self.settings[name]}" for name in changed)
 
     def _choose(self, which: str, warn: Callable[[str], None]) -> str | None:
         if which == "auto":
@@ -255,7 +248,9 @@ def _restore(state: RunState, content: dict[str, Any], path: str, warn: Callable
     try:
         state.optimizer.load_state_dict(_optimizer_parts(state.optimizer, content["optimizer"]))
     except ValueError as error:
-        raise UserError(f"the optimiser in {path} does not fit: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"the optimiser in {path} does not fit: {str(error).splitlines()[0]}; choose another --dump_path"
+        ) from None
     if content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
 
@@ -294,6 +289,9 @@ def _restore(state: RunState, content: dict[str, Any], path: str, warn: Callable
 def _optimizer_parts(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """The saved state with the tensors of sharded parameters cut to this rank's part."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
+    for old, new in zip(saved["param_groups"], optimizer.state_dict()["param_groups"], strict=False):
+        if old.keys() != new.keys():
+            raise ValueError(f"it is another one, with other options ({', '.join(sorted(old.keys() ^ new.keys()))})")
     state = {}
     for index, values in saved["state"].items():
         if index >= len(params):

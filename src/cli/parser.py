@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from ..errors import UserError
 from ..parallel.launch import rank_in_environment
-from ..settings import Leaf, Word, check, leaves, replaced
+from ..settings import Leaf, Word, check, flat, leaves, replaced
 from .retired import RETIRED, RETIRED_SWITCHES
 
 S = TypeVar("S")
@@ -136,6 +136,9 @@ class Script(Generic[S]):
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         check(replaced(self.settings, given))  # each value by itself, so that defaults can be derived from them
         settings = replaced(self.settings, given) if self.complete is None else self.complete(given)
+        default_folder = getattr(settings, "default_folder", None)
+        if default_folder and not flat(settings)["dump_path"]:
+            settings = replaced(settings, {"dump_path": default_folder()})
         check(settings)
         return Call(settings, given, _long_flags(words), command_line())
 

@@ -44,6 +44,10 @@ class ImageSource(Protocol):
         """What to call the image in a message."""
         ...
 
+    def relative_name(self, index: int) -> str:
+        """The same without where the set lies, so that it stays when the set is moved."""
+        ...
+
 
 class Subset:
     """Some images of a source, by index."""
@@ -62,6 +66,9 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self._source.name(self._indices[index])
+
+    def relative_name(self, index: int) -> str:
+        return self._source.relative_name(self._indices[index])
 
 
 def first_images(source: ImageSource, count: int) -> ImageSource:
@@ -221,6 +228,13 @@ def find_classifier_images(dataset: str, root: str | Path) -> Path:
     """What classifiers are trained on: ``clf`` where there is one, as in CW-RGP's ImageNet-100, else ``train``."""
     classifier = Path(root) / "clf"
     return classifier if classifier.is_dir() else find_split(dataset, root, "train")
+
+
+def name_of_data(path: str) -> str:
+    """What to call the data at a path: ``imagenet`` for ``/data/imagenet/train``."""
+    parts = [part for part in Path(path).absolute().parts if part not in ("/", "train", "val", "test", "train.lmdb")]
+    name = parts[-1] if parts else "data"
+    return "".join(c if c.isalnum() or c in ".-_" else "_" for c in name)
 
 
 def find_training(dataset: str, root: str | Path) -> str | Path:

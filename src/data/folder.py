@@ -15,6 +15,7 @@ class ImageFiles:
     """Images by their paths."""
 
     paths: list[str]
+    root: Path
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -24,6 +25,9 @@ class ImageFiles:
 
     def name(self, index: int) -> str:
         return self.paths[index]
+
+    def relative_name(self, index: int) -> str:
+        return self.paths[index].removeprefix(f"{self.root}{os.sep}")
 
 
 class FolderImages(ImageFiles):

@@ -65,9 +65,12 @@ class LMDBImages:
         return Image.open(io.BytesIO(encoded))
 
     def name(self, index: int) -> str:
+        return f"{self.path}:{self.relative_name(index)}"
+
+    def relative_name(self, index: int) -> str:
         if self._names is None:
-            self._names = (self._get(b"__names__") or b"").decode().split("\n")
-        return f"{self.path}:{self._names[index]}"
+            self._names = (self._get(b"__names__") or b"").decode(errors="surrogateescape").split("\n")
+        return self._names[index]
 
     def _get(self, key: bytes) -> bytes | None:
         with _environment(self.path).begin() as transaction:

@@ -61,3 +61,5 @@ class TorchvisionImages:
 
     def name(self, index: int) -> str:
         return f"{self._name}[{index}]"
+
+    relative_name = name

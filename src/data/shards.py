@@ -72,6 +72,9 @@ class ShardImages:
     def name(self, index: int) -> str:
         return f"{self.paths[self._shard[index]]}:{self._index.names[index]}"
 
+    def relative_name(self, index: int) -> str:
+        return f"{os.path.basename(self.paths[self._shard[index]])}:{self._index.names[index]}"
+
 
 def _webdataset() -> tuple[Callable[[str], list[str]], Callable[[str], BinaryIO]]:
     """The optional dependency's expansion of patterns and opening of URLs."""

@@ -15,12 +15,13 @@ class TinyImageNetImages(ImageFiles):
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
-        train = FolderImages(Path(root) / "train")
+        self.root = Path(root)
+        train = FolderImages(self.root / "train")
         self.classes = train.classes
         if split != "test":
             self.paths, self.labels = train.paths, train.labels
             return
-        val = Path(root) / "val"
+        val = self.root / "val"
         annotations = val / "val_annotations.txt"
         if not annotations.exists():
             raise UserError(f"{annotations} is missing: --dataset tiny_in expects the published layout")

@@ -132,6 +132,11 @@ class Training:
         total = self.clock.total_steps
         return total if self.max_steps is None else min(total, self.max_steps)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the checkpoint that the run continued from was the last one."""
+        return self.clock.step >= self.last_step
+
     def restore(self, which: str) -> None:
         """Continues from a checkpoint, before :meth:`run`; ``which`` as in :meth:`CheckpointStore.resume`."""
         assert self.checkpoints is not None

@@ -5,61 +5,40 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
 from ..checkpoints.store import CheckpointStore
 from ..cli import Call, Script
 from ..clock import Clock
 from ..data.datasets import ImageSource, Subset
-from ..data.loading import Batch, ViewDataset, loader_of, make_loader
-from ..data.sampling import ResumableBatches, SequentialBatches
+from ..data.fingerprint import agreed_fingerprint
+from ..data.sampling import ResumableBatches
 from ..data.subset import class_balanced, listed, read_list
-from ..data.views import RandomView
 from ..engine.loop import Evaluation, Training
 from ..engine.monitor import Monitor
 from ..engine.precision import choose_precision
 from ..engine.seeding import seed_everything
 from ..errors import UserError
-from ..models.backbones import feature_width
-from ..models.backbones.resnet import ResNet
 from ..models.pretrained import fingerprint
-from ..models.teacher import Teacher
-from ..optim.larc import LARC
-from ..optim.schedules import multistep, warmup_cosine
 from ..parallel import collectives, launch, sync_bn
 from ..settings import flat
 from . import protocols
-from .classifier_settings import ClassificationSettings, LabelSettings, TeacherSettings
+from .classifier_parts import build_method, build_optimizer, give_teacher, learning_rate, loaders
+from .classifier_settings import ClassificationSettings, LabelSettings
 from .classifiers import (
     Classification,
-    FineTuning,
     LastBlocks,
     LinearProbe,
     evaluate_classifiers,
     fit_logistic_regression,
     is_transformer,
 )
-from .features import FeatureDataset, extract_features
+from .features import FeatureDataset
 from .information import watch_information
 from .protocols import Protocol, Recipe
 from .report import Task, echo, report, save_classifier
 from .subject import open_subject, open_weights
-
-# Settings that make another evaluation of it: a checkpoint with other ones is never continued
-IDENTITY = (
-    "protocol",
-    "weights",
-    "backbone_sha256",
-    "labels_perc",
-    "subset_sha256",
-    "features",
-    "global_pooling",
-    "n_last_blocks",
-)
 
 
 def run(
@@ -104,7 +83,22 @@ def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], na
     digest = fingerprint(weights.backbone)
     subject = open_subject(settings, weights, world.device, protocol.std, recipe.bicubic, protocol.whole_image)
     train, subset_digest = share_of(subject.train, settings.labels, recipe.labels_perc, settings.judged.seed)
-    derived = {"protocol": protocol_name, "backbone_sha256": digest, "subset_sha256": subset_digest, "method": name}
+    where = settings.data.data_path
+    derived = {
+        "protocol": protocol_name,
+        "backbone_sha256": digest,
+        "subset_sha256": subset_digest,
+        "method": name,
+        "arch": weights.spec.arch,
+        "width": weights.spec.width,
+        "stem": weights.spec.stem,
+        "crop_size": subject.view.size,
+        "resize": subject.view.resize,
+        "mean": list(subject.prepare.mean),
+        "std": list(subject.prepare.std),
+        "train_images": agreed_fingerprint(train, where),
+        "test_images": agreed_fingerprint(subject.test, where),
+    }
     return Task(call, name, protocol_name, reason, recipe, weights, subject, train, derived)
 
 
@@ -225,98 +219,11 @@ def build(task: Task, world: launch.World) -> Built:
 
 def store_of(task: Task, folder: Path) -> CheckpointStore:
     """The checkpoints of this evaluation, which no other one continues."""
-    identity = (*IDENTITY, "teacher_sha256", "alpha", "T") if task.settings.teaching.teacher else IDENTITY
-    settings = {**flat(task.settings), **task.recipe.plain(), **task.derived}
-    return CheckpointStore(folder, settings, frequency=task.recipe.epochs, identity=identity)
-
-
-def learning_rate(recipe: Recipe, first: float) -> Callable[[Clock], float]:
-    """The first group's rate, constant within an epoch; the others keep their proportion to it."""
-
-    def at(clock: Clock) -> float:
-        if recipe.scheduler_type == "step":
-            return multistep(clock.epoch, base=first, milestones=recipe.decay_epochs, gamma=recipe.gamma)
-        if recipe.scheduler_type == "exponential":
-            return first * float((recipe.final_lr / first) ** (clock.epoch / recipe.epochs))
-        return warmup_cosine(clock.epoch, total=recipe.epochs, base=first, final=recipe.final_lr)
-
-    return at
-
-
-def build_optimizer(task: Task, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
-    options, recipe = task.settings.classifier, task.recipe
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate, weight_decay=recipe.wd)
-    if recipe.optimizer == "larc":
-        return LARC(groups, lr=rate, momentum=options.momentum, weight_decay=recipe.wd)
-    return torch.optim.SGD(
-        groups, lr=rate, momentum=options.momentum, weight_decay=recipe.wd, nesterov=options.nesterov
-    )
-
-
-def build_method(task: Task, backbone: nn.Module) -> Classification:
-    """The classifiers with fresh weights."""
-    options, recipe, subject = task.settings.classifier, task.recipe, task.subject
-    common: dict[str, Any] = {"lr_factor": recipe.lr_factor, "normal_init": recipe.protocol.normal_init}
-    width = feature_width(backbone)
-    if not options.global_pooling and isinstance(backbone, ResNet):
-        device, size = next(backbone.parameters()).device, subject.view.size
-        with torch.no_grad():
-            side = backbone.feature_map(torch.zeros(1, 3, size, size, device=device)).shape[-1]
-        if side != 7:
-            raise UserError(
-                f"--global_pooling false needs maps of 7x7 positions (crops of 224 pixels); crops of {size} give "
-                f"{side}x{side}"
-            )
-    if recipe.weights == "finetune":
-        return FineTuning(backbone, width, subject.num_classes, recipe.lr[0], recipe.lr_backbone, **common)
-    return LinearProbe(
-        backbone if recipe.features == "augmented" else None,
-        width,
-        subject.num_classes,
-        recipe.lr,
-        pooled=options.global_pooling,
-        use_bn=options.use_bn,
-        **common,
-    )
-
-
-def give_teacher(own: TeacherSettings, method: Classification, num_classes: int, device: torch.device) -> str:
-    """Makes the loss that of knowledge distillation from ``--teacher``; returns the teacher's digest."""
-    teacher = Teacher(own.teacher, own.teacher_arch, training=False, normalise=False).to(device)
-    if teacher.width != num_classes:
-        raise UserError(f"{own.teacher} tells {teacher.width} classes apart, and the data has {num_classes}")
-    method.teach(teacher, own.alpha, own.T)
-    return teacher.sha256
-
-
-def loaders(
-    task: Task, backbone: nn.Module, batches: ResumableBatches
-) -> tuple["DataLoader[Batch]", "DataLoader[Batch]", Callable[[Batch], Batch]]:
-    """Training and test batches, of images or of cached features, and what brings them to the device."""
-    subject, recipe, workers = task.subject, task.recipe, task.settings.data.workers
-    device = subject.prepare.device
-    pin = device.type == "cuda"
-    if recipe.features == "augmented":
-        crop = RandomView(
-            subject.view.size, (0.08, 1.0), jitter_probability=0.0, grayscale=0.0, blur=0.0, bicubic=recipe.bicubic
-        )
-        images = ViewDataset(task.train, [crop], task.settings.judged.seed)
-        train_loader = make_loader(images, batches, workers=workers, pin_memory=pin)
-        test_loader = loader_of(subject.test, subject.view, recipe.batch_size, workers, device)
-        return train_loader, test_loader, subject.prepare
-    train_set, test_set = (
-        FeatureDataset(
-            *extract_features(backbone, loader_of(source, subject.view, 256, workers, device), subject.prepare, name)
-        )
-        for name, source in (("training images", task.train), ("test images", subject.test))
-    )
-    sequential = SequentialBatches(len(test_set), 1024, rank=collectives.rank(), world_size=collectives.world_size())
-    return (
-        make_loader(train_set, batches, workers=0, pin_memory=pin),
-        make_loader(test_set, sequential, workers=0, pin_memory=pin),
-        lambda batch: batch.to(device),
-    )
+    recipe = task.recipe
+    step_batch = recipe.batch_size * collectives.world_size()
+    settings = {**flat(task.settings), **recipe.plain(), **task.derived, "step_batch": step_batch}
+    accepted = task.settings.judging.accept_changes
+    return CheckpointStore(folder, settings, frequency=recipe.epochs, accepted=accepted)
 
 
 # ------------------------------------------------------------------------------------------- the run
@@ -333,6 +240,8 @@ def train_and_report(task: Task, built: Built, monitor: Monitor, folder: Path) -
         training.restore(judging.resume)
         if judging.evaluate and training.clock.step == 0:
             raise UserError(f"--evaluate: there is no checkpoint in {folder}")
+        if training.is_finished and not judging.evaluate:
+            monitor.say(f"finished before: {training.clock.epoch} epochs are done; judged once more")
         stopped_by = None if judging.evaluate else training.run()
         if stopped_by is not None:
             return 128 + stopped_by

@@ -100,6 +100,10 @@ class JudgingSettings:
         None, "also write the network with its best classifier, under torchvision's or timm's names"
     )
     resume: str = setting("auto", "auto, never, or a checkpoint of this evaluation", spellings={"": "auto"})
+    accept_changes: tuple[str, ...] = setting(
+        (), "names of settings that may differ from those of the checkpoint that the evaluation continues from",
+        empty=True,
+    )  # fmt: skip
     evaluate: bool = setting(False, "judge the newest checkpoint, without training", flags=["-e"], switch=True)
     eval_freq: int = setting(
         1, "evaluate every so many epochs", flags=["--val_epoch", "--val_freq"], at_least=1, at_most=1e9

@@ -6,12 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..data.datasets import IMAGENET_MEAN, SWAV_STD, EvaluationDataSettings, ImageSource, open_train_and_test
+from ..data.datasets import (
+    IMAGENET_MEAN,
+    SWAV_STD,
+    EvaluationDataSettings,
+    ImageSource,
+    name_of_data,
+    open_train_and_test,
+)
 from ..data.loading import ToDevice
 from ..data.views import CentreView
 from ..errors import UserError
 from ..models.backbones import STEMS, BackboneSpec, feature_width
-from ..models.pretrained import Pretrained, load_backbone, random_backbone
+from ..models.pretrained import Pretrained, load_backbone, name_of_weights, random_backbone
 from ..parallel.launch import DeviceSettings
 from ..settings import setting
 
@@ -45,7 +52,11 @@ class JudgedSettings:
         "auto", "entry of the file that holds the weights, such as teacher_backbone; auto (or none) finds it"
     )
     seed: int = setting(31, "seed of random weights and of every draw", at_least=0, at_most=2**32 - 1)
-    dump_path: str = setting(".", "folder of the results", flags=["--output_dir", "--checkpoint_dir", "--save_dir"])
+    dump_path: str = setting(
+        "",
+        "folder of the results; default: evaluations/WEIGHTS-on-DATA",
+        flags=["--output_dir", "--checkpoint_dir", "--save_dir"],
+    )
     crop_size: int | None = setting(
         None, "side of the evaluated crop in pixels; default: that of the run, else 224", at_least=1, at_most=4096
     )
@@ -63,6 +74,14 @@ class EvaluationSettings:
     backbone: JudgedBackboneSettings = JudgedBackboneSettings()
     judged: JudgedSettings = JudgedSettings()
     device: DeviceSettings = DeviceSettings()
+
+    def default_folder(self) -> str:
+        """Where results go that were given no ``--dump_path``: a folder with the names of what is judged."""
+        pretrained, key = self.judged.pretrained, self.judged.key
+        weights = name_of_weights(pretrained) if pretrained else f"random-{self.backbone.arch or 'resnet50'}"
+        if key not in ("auto", "none"):
+            weights += f"-{key}"
+        return f"evaluations/{weights}-on-{name_of_data(self.data.data_path)}"
 
 
 @dataclass(frozen=True)

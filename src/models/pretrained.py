@@ -111,6 +111,14 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def name_of_weights(path: str) -> str:
+    """What to call a file: its name without the ending; of a run's checkpoint, with the run's folder before it."""
+    stem = Path(path).name.partition(".")[0]
+    if stem not in ("checkpoint", "backbone") and not stem.startswith(("step-", "ckp-")):
+        return stem
+    return "-".join([*[p.name for p in Path(path).absolute().parents if p.name != "checkpoints"][:1], stem])
+
+
 def random_backbone(spec: BackboneSpec, seed: int) -> nn.Module:
     """A freshly initialised backbone, in eval mode: the baseline of every evaluation."""
     torch.manual_seed(seed)

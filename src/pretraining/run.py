@@ -22,6 +22,7 @@ from ..data.datasets import (
     open_labelled,
     require_labels,
 )
+from ..data.fingerprint import agreed_fingerprint
 from ..data.loading import Batch, ToDevice, ViewDataset, Views, make_loader
 from ..data.sampling import ResumableBatches
 from ..data.views import CentreView
@@ -183,6 +184,19 @@ def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
     return [Evaluation(knn.knn_freq, lambda: evaluation(method.backbone))]
 
 
+def store_of(settings: PretrainingSettings, became: Mapping[str, Any], backbone_file: str | None) -> CheckpointStore:
+    """The checkpoints of a run with these settings."""
+    options = settings.run
+    return CheckpointStore(
+        options.dump_path,
+        {**flat(settings), **became},
+        options.checkpoint_freq,
+        options.keep_last,
+        options.accept_changes,
+        backbone_file,
+    )
+
+
 def train(
     run: Pretraining[S],
     method: Method,
@@ -193,7 +207,6 @@ def train(
     evaluations: Sequence[Evaluation] = (),
     backbone_file: str | None = None,
     derived: Mapping[str, Any] | None = None,
-    identity: Sequence[str] = (),
 ) -> int:
     """The run itself; returns the exit code.
 
@@ -201,14 +214,12 @@ def train(
         echo: says what is about to happen.
         evaluations: what is judged after epochs besides the online kNN.
         derived: what else the settings became; kept in checkpoints and in ``settings.json``.
-        backbone_file, identity: see :class:`src.checkpoints.store.CheckpointStore`.
+        backbone_file: see :class:`src.checkpoints.store.CheckpointStore`.
     """
-    settings, became = run.settings, {**run.derived(), **(derived or {})}
+    images = agreed_fingerprint(run.images, run.train_path)
+    settings, became = run.settings, {**run.derived(), **(derived or {}), "train_images": images}
     options, folder = settings.run, settings.run.dump_path
     evaluations = [*online_knn(run, method), *evaluations]
-    checkpoints = CheckpointStore(
-        folder, {**flat(settings), **became}, options.checkpoint_freq, options.keep_last, identity, backbone_file
-    )
     monitor = Monitor(folder, options.tensorboard)
     monitor.say(run.call.command)
     if options.env_name:
@@ -225,7 +236,7 @@ def train(
         device=run.world.device,
         precision=run.precision,
         monitor=monitor,
-        checkpoints=checkpoints,
+        checkpoints=store_of(settings, became, backbone_file),
         accumulate=settings.plan.accumulate,
         clip_norm=settings.plan.clip_norm,
         evaluations=evaluations,
@@ -235,6 +246,9 @@ def train(
     )
     try:
         training.restore(options.resume)
+        if training.is_finished:
+            monitor.say(f"finished: {run.clock.epoch} epochs, {run.clock.step} steps are done; there is nothing to do")
+            return 0
         if run.world.is_main:
             became = {**became, "precision": run.precision.name, "device": str(run.world.device)}
             write_settings(folder, run.call.command, run.call.given, flat(settings), became, run.world.size)

@@ -1,11 +1,10 @@
 """The settings that all pre-trainings have."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..cli import boolean
-from ..data.datasets import (
-    TrainingDataSettings,
-)
+from ..data.datasets import TrainingDataSettings, name_of_data
 from ..engine.precision import PrecisionSettings
 from ..errors import UserError
 from ..evaluation.knn import OnlineKNNSettings
@@ -19,13 +18,22 @@ class RunSettings:
     """Run"""
 
     dump_path: str = setting(
-        ".", "folder of the run: checkpoints, logs, settings", flags=["--output_dir", "--save_dir"]
+        "",
+        "folder of the run: checkpoints, logs, settings; default: runs/METHOD-ARCH-DATA, or the current folder where "
+        "an earlier release has left a run there",
+        flags=["--output_dir", "--save_dir"],
     )
     resume: str = setting(
         "auto",
         "auto: continue from the newest readable checkpoint in --dump_path; never: refuse to start if there is one; or "
         "the path of a checkpoint, or of another run's folder, to continue from",
         spellings={"": "auto"},
+    )
+    accept_changes: tuple[str, ...] = setting(
+        (),
+        "names of settings that may differ from those of the checkpoint that the run continues from; without it a run "
+        "with other settings is refused",
+        empty=True,
     )
     env_name: str = setting("", "name of the run; shown in its first lines")
     seed: int = setting(31, "seed of the initial weights and of every draw", at_least=0, at_most=2**32 - 1)
@@ -103,6 +111,12 @@ class PretrainingSettings:
     device: DeviceSettings = DeviceSettings()
     precision: PrecisionSettings = PrecisionSettings()
     speed: SpeedSettings = SpeedSettings()
+
+    def default_folder(self) -> str:
+        """Where a run goes that was given no ``--dump_path``: a folder with the names of what goes in."""
+        if Path("checkpoint.pth.tar").exists() and Path("settings.json").exists():
+            return "."
+        return f"runs/{self.method}-{self.backbone.arch}-{name_of_data(self.data.data_path or self.data.dataset)}"
 
     @property
     def plan(self) -> Plan:

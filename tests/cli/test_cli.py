@@ -61,7 +61,7 @@ def test_the_defaults_are_the_published_ones():
         "base_lr": 4.8, "final_lr": 0.0, "freeze_prototypes_niters": 313, "wd": 1e-6, "warmup_epochs": 10,
         "start_warmup": 0.0, "dist_url": "env://", "arch": "resnet50", "hidden_mlp": 2048, "workers": 10,
         "checkpoint_freq": 25, "use_fp16": True, "sync_bn": "pytorch", "syncbn_process_group_size": 8,
-        "dump_path": ".", "seed": 31, "mean": [0.485, 0.456, 0.406], "std": [0.228, 0.224, 0.225],
+        "dump_path": "runs/swav-resnet50-x", "seed": 31, "mean": [0.485, 0.456, 0.406], "std": [0.228, 0.224, 0.225],
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
     clusters = resolved(main_swav, "--data_path x --method deepcluster-v2")

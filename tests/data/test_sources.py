@@ -159,6 +159,8 @@ def test_a_named_set_becomes_png(tmp_path, patches, folder, monkeypatch):
         def name(self, index):
             return f"named[{index}]"
 
+        relative_name = name
+
     make_lmdb.write(Named(), tmp_path / "x.lmdb")
     source = LMDBImages(tmp_path / "x.lmdb")
     assert source.open(2).format == "PNG"

@@ -13,7 +13,7 @@ import torch
 import eval_linear
 import eval_semisup
 from src.errors import UserError
-from src.evaluation import classification
+from src.evaluation import classification, classifier_parts
 from src.models.backbones import BackboneSpec
 from src.models.pretrained import Pretrained, random_backbone
 from src.parallel.launch import World
@@ -51,6 +51,7 @@ ELSEWHERE = {
     "dataset": "tests/data/test_datasets.py",
 }
 VALUES = {
+    "accept_changes": ["lr"],
     "lr": ["0.7", "0.1 0.2"], "lr_backbone": ["0.3"], "wd": ["0.1"], "final_lr": ["0.01"], "gamma": ["0.3"],
     "decay_epochs": ["3 5"], "epochs": ["9"], "batch_size": ["4"], "labels_perc": ["25"], "n_last_blocks": ["2"],
     "bicubic": ["true"], "pretrained": ["/w"], "key": ["teacher_backbone"], "crop_size": ["24"], "resize": ["40"],
@@ -93,7 +94,7 @@ def outline(module: types.ModuleType, line: str, patches: Any) -> str:
         for owner, name, stand_in in (
             (classification, "Training", capture),
             (classification, "open_weights", weights),
-            (classification, "Teacher", FourClasses),
+            (classifier_parts, "Teacher", FourClasses),
             (classification, "Monitor", mock.MagicMock()),
             (classification.launch, "start", start),
         ):
@@ -112,7 +113,7 @@ def outline(module: types.ModuleType, line: str, patches: Any) -> str:
     data = [vars(one) for one in dataset.views_of(0)] if hasattr(dataset, "views_of") else dataset.features
     content = [
         training, rates, clock.epochs, clock.steps_per_epoch, type(optimizer).__name__, groups, data, len(dataset),
-        loader.num_workers, str(store.folder), found["asked"], words[1], getattr(dataset, "seed", None),
+        loader.num_workers, str(store.folder), store.accepted, found["asked"], words[1], getattr(dataset, "seed", None),
         [dataset.source._indices] if hasattr(getattr(dataset, "source", None), "_indices") else [],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(described(content, set())).encode()).hexdigest()

@@ -162,7 +162,7 @@ def test_eval_semisup_resumes_exactly_and_refuses_another_task(checkpoint, patch
     assert json.loads((tmp_path / "a" / "semisup.json").read_text())["lr"] == written["lr"], again.stderr
     other = run(*base, "--dump_path", tmp_path / "a", "--labels_perc", 25)
     assert other.returncode == 2
-    assert "was made with another labels_perc, subset_sha256" in other.stderr
+    assert "was made with other settings: labels_perc" in other.stderr
     none = run(*base, "--dump_path", tmp_path / "c", "--evaluate")
     assert (none.returncode, "there is no checkpoint" in none.stderr) == (2, True)
 
@@ -176,7 +176,7 @@ def test_other_weights_under_the_same_name_are_another_evaluation(patches, tmp_p
         torch.save(create_backbone("resnet18", width=0.125).state_dict(), path)
         result = run(*base)
         assert result.returncode == code, result.stderr
-    assert "another backbone_sha256" in result.stderr
+    assert "other settings: backbone_sha256" in result.stderr
 
 
 def test_a_list_of_files_chooses_the_images(checkpoint, patches, tmp_path):

@@ -75,6 +75,7 @@ ELSEWHERE = {
 ALWAYS_FP32 = (main_cwrgp, main_disco)
 # Values of flags whose type tells none, or few that fit the lines
 VALUES = {
+    "accept_changes": ["lr"],
     "T0": ["3"], "arch": ["resnet34"], "batch_size": ["8"], "bn_parts": ["2"], "bs": ["32"], "bunch_size": ["8"],
     "crops_for_assign": ["1 0"], "data_path": ["/y"], "device": ["cuda"], "dim": ["5"], "dist_url": ["tcp://localhost:1"],
     "distill": ["darkrank"], "dump_path": ["/z"], "emb": ["32"], "eval_resize": ["40"], "eval_size": ["12"],
@@ -122,7 +123,7 @@ def outline(what: Built) -> str:
         [vars(one) for epoch in (0, 15) for one in dataset.views_of(epoch)],
         dataset.seed, dataset.colours_on_device, run.loader.num_workers, vars(run.batches), len(run.images),
         run.prepare.mean, run.prepare.std, run.eval_view, str(store.folder), store.frequency, store.keep_last,
-        store.backbone_file, what.sync_bn, what.monitor, what.asked,
+        store.backbone_file, store.accepted, what.sync_bn, what.monitor, what.asked,
         {n: v for n, v in vars(optimizer).items() if isinstance(v, (int, float, str))},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(described(content, set())).encode()).hexdigest()

@@ -245,7 +245,7 @@ def test_another_teacher_is_refused_on_resume(patches, tmp_path, teacher):
         *command(patches, tmp_path / "run", "--epochs", 1, "--workers", 0, "--teacher", tmp_path / "other.pth.tar")
     )
     assert result.returncode == 2
-    assert "was made with another teacher_sha256" in result.stderr
+    assert "was made with other settings: teacher_sha256" in result.stderr
 
 
 def test_a_folder_to_resume_from(patches, tmp_path):
