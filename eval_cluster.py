@@ -22,7 +22,7 @@ from src.data.views import Picture
 from src.errors import UserError
 from src.evaluation.class_heads import load_class_head
 from src.evaluation.clustering import class_prediction, clustering_scores, contingency, match
-from src.evaluation.features import extract_features
+from src.evaluation.features import Features, extract_features
 from src.evaluation.subject import EvaluationSettings, Subject, open_subject, open_weights
 from src.parallel import collectives, launch
 from src.plots import cluster_mosaic, confusion_matrix
@@ -68,12 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if head is None:
             raise UserError("these weights have no head that makes classes: --kmeans N clusters their features")
     subject = open_subject(settings, weights, world.device)
-    if own.kmeans and own.kmeans > len(subject.test):
-        raise UserError(f"--kmeans {own.kmeans}: there are only {len(subject.test)} images")
 
     if head is not None:
         how = f"the head's {head.classes} classes"
-        confidence, labels = class_prediction(
+        found = class_prediction(
             subject.backbone,
             head.module.to(world.device),
             subject.test,
@@ -87,11 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         how = f"k-means with {own.kmeans} clusters"
         loader = loader_of(subject.test, subject.view, own.batch_size, settings.data.workers, world.device)
-        features, labels = extract_features(subject.backbone, loader, subject.prepare, "images")
+        found = extract_features(subject.backbone, loader, subject.prepare, "images")
         assert own.kmeans is not None
-        confidence = by_kmeans(features, own.kmeans, own.normalize, judged.seed) if world.is_main else features
+        if own.kmeans > len(found.labels):
+            raise UserError(f"--kmeans {own.kmeans}: there are only {len(found.labels)} images")
+        if world.is_main:
+            found = found._replace(features=by_kmeans(found.features, own.kmeans, own.normalize, judged.seed))
     if world.is_main:
-        report(judged.dump_path, subject, how, confidence.cpu(), labels.cpu(), own.mosaic)
+        report(judged.dump_path, subject, how, found, own.mosaic)
     collectives.barrier()
     return 0
 
@@ -109,17 +110,22 @@ def report(
     folder: str,
     subject: Subject,
     how: str,
-    confidence_NK: Tensor,
-    labels_N: Tensor,
+    found: Features,
     mosaic: int,
 ) -> None:
-    """Prints the scores and writes ``cluster.json``, ``predictions.csv``, ``clusters.png`` and ``confusion.png``."""
+    """Prints the scores and writes ``cluster.json``, ``predictions.csv``, ``clusters.png`` and ``confusion.png``.
+
+    Args:
+        found: confidences (N, K) in clusters.
+        mosaic: number of clusters in the picture.
+    """
     out = Path(folder)
+    confidence_NK, labels_N, images_N = found.features.cpu(), found.labels.cpu(), found.indices.cpu()
     best, clusters = confidence_NK.max(dim=1)
     # closeness to k-means centres ranks clusters as probabilities do
     scores = clustering_scores(clusters, labels_N, probabilities=confidence_NK)
     used = len(clusters.unique())
-    print(f"{subject.description}; {len(labels_N)} images of {subject.num_classes} classes")
+    print(f"{subject.description}; {found.used} images of {subject.num_classes} classes")
     print(f"{how}, {used} of them in use")
     print("  ".join(f"{name} {value:.2f} %" for name, value in scores.items()))
     table = contingency(clusters, labels_N)
@@ -128,24 +134,26 @@ def report(
         "what": subject.description,
         "how": how,
         "images": len(labels_N),
+        "unreadable": found.unreadable,
         "clusters_in_use": used,
         "scores": scores,
         "class_of_cluster": {
             str(k): subject.test.classes[c] for k, c in enumerate(classes_K.tolist()) if c >= 0 and table[k].any()
         },
     }
-    text = json.dumps(content, indent=2).encode()
-    write_atomically(out / "cluster.json", lambda file: file.write(text))
+    summary = json.dumps(content, indent=2).encode()
+    write_atomically(out / "cluster.json", lambda file: file.write(summary))
     rows = io.StringIO()
     writer = csv.writer(rows)
     writer.writerow(["image", "cluster", "class", "true class"])
     names = [*subject.test.classes, "-"]  # -1 is the last one
-    for n, (k, label) in enumerate(zip(clusters.tolist(), labels_N.tolist(), strict=True)):
+    for n, k, label in zip(images_N.tolist(), clusters.tolist(), labels_N.tolist(), strict=True):
         writer.writerow([subject.test.name(n), k, names[classes_K[k]], names[label]])
-    write_atomically(out / "predictions.csv", lambda file: file.write(rows.getvalue().encode()))
+    text = rows.getvalue().encode(errors="surrogateescape")  # the bytes of the file names, whatever they are
+    write_atomically(out / "predictions.csv", lambda file: file.write(text))
     confusion_matrix(confusion(table, classes_K), subject.test.classes, out / "confusion.png")
     if mosaic:
-        cluster_mosaic(mosaic_of(subject, clusters, best, classes_K, mosaic), out / "clusters.png")
+        cluster_mosaic(mosaic_of(subject, images_N, clusters, best, classes_K, mosaic), out / "clusters.png")
     print(f"cluster.json, predictions.csv, confusion.png{', clusters.png' if mosaic else ''} are in {out}")
 
 
@@ -158,7 +166,13 @@ def confusion(table_KC: Tensor, classes_K: Tensor) -> Tensor:
 
 
 def mosaic_of(
-    subject: Subject, clusters_N: Tensor, confidence_N: Tensor, classes_K: Tensor, rows: int, columns: int = 8
+    subject: Subject,
+    images_N: Tensor,
+    clusters_N: Tensor,
+    confidence_N: Tensor,
+    classes_K: Tensor,
+    rows: int,
+    columns: int = 8,
 ) -> list[tuple[str, list[Tensor]]]:
     """A title and the most confident images of each of the largest clusters."""
     sizes = torch.bincount(clusters_N, minlength=len(classes_K))
@@ -167,7 +181,7 @@ def mosaic_of(
         members = (clusters_N == k).nonzero().flatten()
         if not len(members):
             break
-        top = members[confidence_N[members].argsort(descending=True)[:columns]].tolist()
+        top = images_N[members[confidence_N[members].argsort(descending=True)[:columns]]].tolist()
         name = subject.test.classes[classes_K[k]] if classes_K[k] >= 0 else "no class"
         shown.append((f"{k}: {name} ({len(members)})", [thumbnail(subject, n) for n in top]))
     return shown
@@ -176,7 +190,7 @@ def mosaic_of(
 def thumbnail(subject: Subject, index: int) -> Tensor:
     """(3, s, s) uint8: the image as the network sees it."""
     with subject.test.open(index) as opened:
-        return subject.view.cut(Picture(opened), None)
+        return subject.view.cut(Picture(opened, subject.test.decoding), None)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if max(own.k) > len(subject.train):
         raise UserError(f"--k {max(own.k)}: there are only {len(subject.train)} training images")
 
-    (train_features, train_labels), (test_features, test_labels) = (
+    train, test = (
         extract_features(
             backbone,
             loader_of(source, subject.view, own.batch_size, data.workers, world.device),
@@ -79,19 +79,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     common: dict[str, Any] = {"ks": own.k, "num_classes": subject.num_classes}
     if own.rule == "majority":
-        predict = partial(nearest_majority, train_features, train_labels, **common)
+        predict = partial(nearest_majority, train.features, train.labels, **common)
     else:
-        predict = partial(knn_predict, train_features, train_labels, **common, temperature=own.temperature)
-    votes = over_ranks(predict, test_features)
+        predict = partial(knn_predict, train.features, train.labels, **common, temperature=own.temperature)
+    votes = over_ranks(predict, test.features)
     results = {
-        str(k): {"top1": top_k_accuracy(scores, test_labels, 1), "top5": top_k_accuracy(scores, test_labels, 5)}
+        str(k): {"top1": top_k_accuracy(scores, test.labels, 1), "top5": top_k_accuracy(scores, test.labels, 5)}
         for k, scores in votes.items()
     }
     if world.is_main:
-        print(f"{description}; {len(subject.train)} training and {len(subject.test)} test images")
+        print(f"{description}; {train.used} training and {test.used} test images")
         for k, result in results.items():
             print(f"{k:>5} nearest neighbours: top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %")
-        content = {"what": description, "data_path": data.data_path, "rule": own.rule, "knn": results}
+        content = {
+            "what": description,
+            "data_path": data.data_path,
+            "rule": own.rule,
+            "training_images": len(train.labels),
+            "test_images": len(test.labels),
+            "unreadable": train.unreadable + test.unreadable,
+            "knn": results,
+        }
         text = json.dumps(content, indent=2).encode()
         write_atomically(Path(settings.judged.dump_path) / "knn.json", lambda file: file.write(text))
     collectives.barrier()

@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import save
-
 from src import cli
-from src.checkpoints.files import write_atomically
+from src.checkpoints.weights import write_weights
 from src.errors import UserError
-from src.models.backbones import BackboneSpec
-from src.models.pretrained import load_backbone
+from src.models.backbones import STEMS
+from src.models.pretrained import Hints, load_backbone
 from src.settings import setting
 
 
@@ -30,7 +27,11 @@ class Settings:
     checkpoint: str = setting("", "file to read", required=True)
     out: str = setting("", "file to write: .pth, .pt or .safetensors", required=True)
     arch: str | None = setting(None, "timm's name, for a published file that is no ResNet")
+    stem: str | None = setting(
+        None, "first layers of a ResNet with a 3x3 first convolution, for a published file", choices=STEMS
+    )
     key: str = setting("auto", "entry of the file that holds the weights; auto finds it")
+    overwrite: bool = setting(False, "replace a file that exists", switch=True)
 
 
 SCRIPT = cli.Script(
@@ -45,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     if out.suffix not in (".pth", ".pt", ".safetensors"):
         raise UserError(f"{out}: expected a name that ends in .pth, .pt or .safetensors")
-    loaded = load_backbone(args.checkpoint, BackboneSpec(args.arch) if args.arch else None, args.key)
-    state = {name: tensor.contiguous() for name, tensor in loaded.backbone.state_dict().items()}
-    if out.suffix == ".safetensors":
-        content = save(state, metadata={"format": "pt", "architecture": loaded.spec.arch})
-        write_atomically(out, lambda file: file.write(content))
-    else:
-        write_atomically(out, lambda file: torch.save(state, file))
+    if out.exists():
+        if Path(args.checkpoint).exists() and out.samefile(args.checkpoint):
+            raise UserError(f"{out} is the file to read")
+        if not args.overwrite:
+            raise UserError(f"{out} exists already: choose another name, or say --overwrite")
+    loaded = load_backbone(args.checkpoint, Hints(args.arch, stem=args.stem), args.key)
+    state = loaded.backbone.state_dict()
+    write_weights(out, state, loaded.told)
     print(loaded.description)
     print(f"wrote {len(state)} entries to {out}")
     return 0

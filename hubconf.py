@@ -86,4 +86,4 @@ def resnet50w5(pretrained: bool = True) -> torch.nn.Module:
 
 def checkpoint(path: str, arch: str | None = None) -> torch.nn.Module:
     """The backbone of a checkpoint of ours or of any published layout, in eval mode: (n, 3, h, w) -> (n, F)."""
-    return _pretrained.load_backbone(path, _pretrained.BackboneSpec(arch) if arch else None).backbone
+    return _pretrained.load_backbone(path, _pretrained.Hints(arch)).backbone

@@ -15,8 +15,9 @@ import torch
 
 from src import cli, pretraining
 from src.clock import Clock
-from src.data.datasets import TrainingDataSettings, find_training
+from src.data.datasets import TrainingDataSettings
 from src.data.small_sets import SMALL_SETS, evaluation_resize, known_set
+from src.data.splits import find_training
 from src.data.view_sets import CWRGPViewSettings
 from src.data.views import RandomView
 from src.engine.loop import Schedule

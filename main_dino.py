@@ -13,7 +13,7 @@ import torch
 
 from src import cli, pretraining
 from src.clock import Clock
-from src.data.datasets import find_training
+from src.data.splits import find_training
 from src.data.view_sets import TwistViewSettings
 from src.engine.monitor import Monitor, number
 from src.engine.precision import PrecisionSettings

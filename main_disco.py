@@ -17,7 +17,7 @@ from torch import nn
 
 from src import cli, pretraining
 from src.clock import Clock
-from src.data.datasets import find_training
+from src.data.splits import find_training
 from src.data.view_sets import MoCoViewSettings
 from src.data.views import RandomView
 from src.engine.monitor import Monitor, number

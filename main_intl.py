@@ -18,8 +18,9 @@ import torch
 import main_cwrgp
 from src import cli, pretraining
 from src.clock import Clock
-from src.data.datasets import TrainingDataSettings, find_training
+from src.data.datasets import TrainingDataSettings
 from src.data.small_sets import INTL_MEAN, INTL_STD, evaluation_resize, known_set
+from src.data.splits import find_training
 from src.data.view_sets import IntlViewSettings
 from src.data.view_sets.intl import MULTI_CROP
 from src.engine.loop import Evaluation

@@ -15,7 +15,7 @@ from torch import nn
 
 from src import cli, pretraining
 from src.clock import Clock
-from src.data.datasets import SWAV_STD, TrainingDataSettings, refuse_split_root
+from src.data.datasets import SWAV_STD, TrainingDataSettings
 from src.data.view_sets import MultiCropSettings
 from src.engine.monitor import Monitor, number
 from src.engine.precision import PrecisionSettings
@@ -114,8 +114,6 @@ def check(settings: Settings, crops: int) -> None:
         raise UserError("--teacher goes with --method swav, and without --shard")
     settings.prototypes.check_crops(crops)
     settings.plan.check_warmup(settings.optim.warmup_epochs)
-    if settings.data.dataset == "folder":
-        refuse_split_root(settings.data.data_path)
 
 
 def build_swav(settings: Settings, backbone: nn.Module, run: Pretraining[Settings], teacher: Teacher | None) -> SwAV:

@@ -16,7 +16,7 @@ import torch
 
 from src import cli, pretraining
 from src.clock import Clock
-from src.data.datasets import find_training
+from src.data.splits import find_training
 from src.data.view_sets import TwistViewSettings
 from src.data.views import View
 from src.engine.loop import Evaluation, Schedule
@@ -224,7 +224,7 @@ def watch_classes(run: Pretraining[Settings], method: Twist) -> list[Evaluation]
         return evaluations  # nobody asked for validation images, and there are none
 
     def of_validation() -> dict[str, float]:
-        probabilities, true = class_prediction(
+        found = class_prediction(
             method.backbone,
             method.projection_heads,
             images,
@@ -233,7 +233,7 @@ def watch_classes(run: Pretraining[Settings], method: Twist) -> list[Evaluation]
             settings.data.workers,
             settings.twist.tau,
         )
-        return named(clustering_scores(probabilities.argmax(dim=1), true, probabilities=probabilities))
+        return named(clustering_scores(found.features.argmax(dim=1), found.labels, probabilities=found.features))
 
     return [*evaluations, Evaluation(1, of_validation)]
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from src import cli
 from src.checkpoints.files import write_atomically
-from src.data.datasets import Subset
 from src.data.loading import loader_of
+from src.data.source import Subset
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.subject import EvaluationSettings, JudgedSettings, open_subject, open_weights
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"there are only {len(chosen)} test images of these classes")
     images = Subset(subject.test, sorted(chosen.tolist()))
     loader = loader_of(images, subject.view, own.batch_size, settings.data.workers, world.device)
-    features, labels = extract_features(subject.backbone, loader, subject.prepare, "images")
+    features, labels, *_ = extract_features(subject.backbone, loader, subject.prepare, "images")
     if world.is_main:
         folder = Path(settings.judged.dump_path)
         names = [subject.test.classes[label] for label in classes]
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             labels - own.first_class,
             names,
             folder / own.out,
-            title=f"{own.projection} of {len(chosen)} images",
+            title=f"{own.projection} of {len(labels)} images",
             seed=settings.judged.seed,
             projection=own.projection,
             normalize=own.normalize,
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_atomically(folder / "features.npy", lambda file: np.save(file, features.cpu().numpy()))
             write_atomically(folder / "labels.npy", lambda file: np.save(file, labels.cpu().numpy()))
         print(subject.description)
-        print(f"drew {len(chosen)} test images of {len(names)} classes: {folder / own.out}")
+        print(f"drew {len(labels)} test images of {len(names)} classes: {folder / own.out}")
     collectives.barrier()
     return 0
 

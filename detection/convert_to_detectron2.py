@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,8 +24,9 @@ from detection.names import read_pickle, to_detectron2, to_torchvision
 from src import cli
 from src.checkpoints.files import write_atomically
 from src.checkpoints.layouts import resnet_in
+from src.checkpoints.weights import require_finite, write_weights
 from src.errors import UserError
-from src.models.pretrained import load_backbone
+from src.models.pretrained import Hints, load_backbone
 from src.settings import setting
 
 
@@ -51,15 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, ending = Path(args.out), ".pkl" if args.to == "detectron2" else ".pth"
     if out.suffix != ending:
         raise UserError(f"{out}: expected a name that ends in {ending}")
+    told: Mapping[str, Any]
     if Path(args.checkpoint).suffix == ".pkl":
-        state, origin = to_torchvision(read_pickle(args.checkpoint)), args.checkpoint
+        state, origin, told = to_torchvision(read_pickle(args.checkpoint)), args.checkpoint, {}
+        require_finite(state, args.checkpoint)
     else:
-        loaded = load_backbone(args.checkpoint, key=args.key)
-        state, origin = loaded.backbone.state_dict(), loaded.description
+        loaded = load_backbone(args.checkpoint, Hints(stem="imagenet"), args.key)
+        state, origin, told = loaded.backbone.state_dict(), loaded.description, loaded.told
     overrides = config_overrides(state, args.checkpoint)
     print(origin)
     if args.to == "torchvision":
-        write_atomically(out, lambda file: torch.save(state, file))
+        write_weights(out, state, told)
         print(f"wrote {len(state)} entries under torchvision's names to {out}")
         return 0
     model = to_detectron2(state)
@@ -76,7 +79,7 @@ def config_overrides(state: Mapping[str, Tensor], path: object) -> str:
     found = resnet_in(state)
     if found is None:
         raise UserError(f"{path} is not a ResNet, which is what detectron2's configurations here build")
-    name, width, stem = found
+    name, width, stem, _ = found
     depth = int(name.removeprefix("resnet"))
     if stem != "imagenet":
         raise UserError(f"{path} has a 3x3 stem for small images, which detectron2's ResNets have not")

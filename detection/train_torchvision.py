@@ -30,7 +30,7 @@ from src.checkpoints.files import describe_mismatch, read_file, write_atomically
 from src.checkpoints.layouts import resnet_in
 from src.engine.seeding import seed_everything
 from src.errors import Diverged, UserError
-from src.models.pretrained import fingerprint, load_backbone, name_of_weights
+from src.models.pretrained import Hints, fingerprint, load_backbone, name_of_weights
 from src.optim.schedules import multistep
 from src.parallel import collectives, launch
 from src.parallel.launch import DeviceSettings
@@ -79,11 +79,12 @@ class Settings:
     detection: DetectionSettings = DetectionSettings()
     device: DeviceSettings = DeviceSettings()
 
-    def default_folder(self) -> str:
-        """Where results go that were given no ``--dump_path``: a folder with the names of what goes in."""
+    def adapted(self, given: Mapping[str, Any]) -> tuple["Settings", list[str]]:
+        """The same with the folder of its results, which carries the names of what goes in."""
         own = self.detection
         weights = name_of_weights(own.pretrained) if own.pretrained else f"random-{own.arch}"
-        return f"detections/{own.model}-{weights}-on-{own.dataset}"
+        folder = own.dump_path or f"detections/{own.model}-{weights}-on-{own.dataset}"
+        return replaced(self, {"dump_path": folder}), []
 
 
 def complete(given: Mapping[str, Any]) -> Settings:
@@ -102,10 +103,10 @@ def build_model(args: DetectionSettings, classes: int, synchronise: bool) -> nn.
 
     arch, state = args.arch, None
     if args.pretrained:
-        loaded = load_backbone(args.pretrained, key=args.key)
+        loaded = load_backbone(args.pretrained, Hints(stem="imagenet"), args.key)
         state = loaded.backbone.state_dict()
         found = resnet_in(state)
-        if found is None or found[1:] != (1.0, "imagenet"):
+        if found is None or found[1:] != (1.0, "imagenet", 3):
             raise UserError(
                 f"{args.pretrained}: torchvision's detectors here need a ResNet of width 1 with the ImageNet stem"
             )

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from src import cli
-from src.data.datasets import evenly_spread, open_images
+from src.data.datasets import open_images
 from src.data.loading import ViewDataset, collate
+from src.data.source import evenly_spread
 from src.data.view_sets import GRIDS, w2ssl
 from src.errors import UserError
 from src.ops.montage import deal_out

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from src import cli
-from src.data.datasets import find_split
+from src.data.splits import find_split
 from src.errors import UserError
 from src.settings import setting
 

@@ -26,9 +26,10 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm
 
 from src import cli
-from src.data.datasets import DATASETS, ImageSource, open_images
+from src.data.datasets import DATASETS, open_images
 from src.data.folder import FolderImages
 from src.data.lmdb_file import FORMAT, image_key, import_lmdb
+from src.data.source import ImageSource
 from src.errors import UserError
 from src.settings import setting
 

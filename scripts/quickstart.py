@@ -144,7 +144,7 @@ def draw(patches: Path, run: Path, out: Path, checkpoint: Path, baseline: float)
     test_images = FolderImages(patches / "test")
     prepare = ToDevice(device, loaded.settings["mean"], loaded.settings["std"])
     loader = loader_of(test_images, CentreView(EVAL_SIZE, EVAL_SIZE), 256, 1, device)
-    features, labels = extract_features(loaded.backbone, loader, prepare)
+    features, labels, *_ = extract_features(loaded.backbone, loader, prepare)
     embedding_map(
         features, labels, test_images.classes, out / "embeddings.png", "SwAV features of the test patches (t-SNE)"
     )

@@ -24,6 +24,18 @@ def _save(figure: Figure, path: str | Path) -> None:
     plt.close(figure)
 
 
+def _text(name: str) -> str:
+    """A name as matplotlib can draw it, whatever it holds: no formulas, no bytes that are no letters."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+
+
+def _shown(image: Tensor) -> np.ndarray:
+    """(C, h, w) -> (h, w, 3): RGB as it is, and otherwise the channels' mean in grey."""
+    if len(image) != 3:
+        image = image.float().mean(dim=0, keepdim=True).to(image.dtype).expand(3, -1, -1)
+    return image.permute(1, 2, 0).numpy()
+
+
 def crops_mosaic(crops: Sequence[Tensor], path: str | Path, num_images: int = 8) -> None:
     """One row for each image, one column for each of its crops, at their relative sizes.
 
@@ -45,7 +57,7 @@ def crops_mosaic(crops: Sequence[Tensor], path: str | Path, num_images: int = 8)
         for row in range(rows):
             axis = axes[row][column]
             side = sizes[column]
-            axis.imshow(crop[row].permute(1, 2, 0).numpy(), extent=(margin, margin + side, margin + side, margin))
+            axis.imshow(_shown(crop[row]), extent=(margin, margin + side, margin + side, margin))
             axis.set_xlim(0, max(sizes))
             axis.set_ylim(max(sizes), 0)
             axis.axis("off")
@@ -228,7 +240,7 @@ def embedding_map(
     for label, name in enumerate(classes):
         x, y = points[targets == label].T
         marker = markers[label % len(markers)]
-        axis.scatter(x, y, s=11, color=colours[label], marker=marker, label=name, linewidths=0)
+        axis.scatter(x, y, s=11, color=colours[label], marker=marker, label=" " + _text(name), linewidths=0)
     axis.set(title=title, xticks=[], yticks=[])
     axis.legend(
         fontsize=7,
@@ -249,8 +261,8 @@ def cluster_mosaic(rows: Sequence[tuple[str, Sequence[Tensor]]], path: str | Pat
         for axis in axis_row:
             axis.axis("off")
         for axis, image in zip(axis_row, images, strict=False):
-            axis.imshow(image.permute(1, 2, 0).numpy())
-        axis_row[0].text(-0.1, 0.5, title, ha="right", va="center", fontsize=8, transform=axis_row[0].transAxes)
+            axis.imshow(_shown(image))
+        axis_row[0].text(-0.1, 0.5, _text(title), ha="right", va="center", fontsize=8, transform=axis_row[0].transAxes)
     figure.subplots_adjust(wspace=0.04, hspace=0.04)
     _save(figure, path)
 
@@ -269,6 +281,7 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -
     image = axis.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     figure.colorbar(image, ax=axis, fraction=0.045, label="share of the true class")
     if len(classes) <= 60:
+        classes = [_text(name) for name in classes]
         axis.set_xticks(range(len(classes) + 1), [*classes, "none"], rotation=90, fontsize=7)
         axis.set_yticks(range(len(classes)), classes, fontsize=7)
     axis.set(xlabel="class of the cluster", ylabel="true class")

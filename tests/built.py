@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from src import pretraining
+from src.data.decoding import Decoding
 from src.engine.loop import Evaluation
 from src.evaluation import classification, protocols
 from src.evaluation.protocols import Protocol
@@ -30,6 +31,7 @@ class FakeImages:
     def __init__(self, count: int = IMAGENET, classes: int = 1000) -> None:
         self.labels = [index % classes for index in range(count)]
         self.classes = [str(n) for n in range(classes)]
+        self.decoding, self.left_out = Decoding(), ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,8 +133,8 @@ def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_me
         return mock.MagicMock()
 
     def answer(value: Any) -> Any:
-        def answered(*arguments: Any) -> Any:
-            found["asked"].append(arguments)
+        def answered(*arguments: Any, **options: Any) -> Any:
+            found["asked"].append((*arguments, *map(repr, options.items())))
             return value
 
         return answered

@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import contextlib
 import json
 import os
 import shutil
@@ -45,11 +46,26 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except Exception as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         if not isinstance(error, (OSError, RuntimeError)):
             raise
         # torch reports a full disk from inside its writer as a RuntimeError
         raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+
+
+def require_writable(folder: str | Path) -> None:
+    """Makes a folder where there is none; raises UserError where nothing can be written into it.
+
+    For results that take hours: it is better to know before.
+    """
+    probe = Path(folder) / f".writable.{os.getpid()}.tmp"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -111,6 +127,10 @@ def read_file(path: str | Path) -> Any:
         raise UserError(f"checkpoint {path} does not exist")
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a checkpoint file in it")
+    if path.suffix == ".safetensors":
+        from .weights import read_safetensors  # which writes files by this module
+
+        return read_safetensors(path)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -156,8 +156,17 @@ def backbone_in(state: Mapping[str, Tensor], path: object) -> tuple[dict[str, Te
     return backbone, layout
 
 
-def resnet_in(backbone: Mapping[str, Tensor]) -> tuple[str, float, str] | None:
-    """Architecture, width and stem of a ResNet's entries; None when they are not a ResNet of ours."""
+class ResNetShape(NamedTuple):
+    """What a ResNet's entries tell. ``stem`` is None where they fit several: with a 3x3 first convolution."""
+
+    arch: str
+    width: float
+    stem: str | None
+    channels: int
+
+
+def resnet_in(backbone: Mapping[str, Tensor]) -> ResNetShape | None:
+    """The shape of a ResNet by its entries; None when they are not a ResNet of ours."""
     if "layer1.0.conv1.weight" not in backbone or "conv1.weight" not in backbone:
         return None
     depths = [len({n.split(".")[1] for n in backbone if n.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
@@ -171,5 +180,7 @@ def resnet_in(backbone: Mapping[str, Tensor]) -> tuple[str, float, str] | None:
         (True, (3, 24, 36, 3)): "resnet200",
     }
     name = names.get((bottleneck, tuple(depths)))  # type: ignore[arg-type]
-    channels, _, side, _ = backbone["conv1.weight"].shape
-    return None if name is None else (name, channels / 64, "small" if side == 3 else "imagenet")
+    first = backbone["conv1.weight"]
+    if name is None or first.ndim != 4:
+        return None
+    return ResNetShape(name, first.shape[0] / 64, None if first.shape[2] == 3 else "imagenet", first.shape[1])

@@ -30,6 +30,7 @@ from ..parallel import collectives
 from ..parallel.sharding import part_like, whole
 from . import identity
 from .files import describe_mismatch, link, read_file, write_atomically
+from .weights import write_weights
 
 FORMAT = "ssl-vision-training/1"
 
@@ -128,7 +129,7 @@ class CheckpointStore:
         if self.backbone_file:
             prefix = "backbone."
             backbone = {n[len(prefix) :]: t.cpu() for n, t in shared.items() if n.startswith(prefix)}
-            write_atomically(self.folder / self.backbone_file, lambda file: torch.save(backbone, file))
+            write_weights(self.folder / self.backbone_file, backbone, self.settings)
         last_epoch = clock.epoch - 1
         if epoch_finished and (last_epoch % self.frequency == 0 or clock.epoch == clock.epochs):
             link(path, self.history / f"ckp-{last_epoch}.pth")
@@ -220,7 +221,35 @@ def read_run(path: str | Path) -> dict[str, Any]:
     content = read_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a training checkpoint of this program")
+    check_run(content, path)
     return content
+
+
+# Entries of a checkpoint, and the largest count that one may have: more is a damaged file
+_ENTRIES: dict[str, type] = {
+    **dict.fromkeys(("epoch", "step", "steps_per_epoch", "world_size", "batch_size"), int),
+    **dict.fromkeys(("state_dict", "optimizer", "scaler", "settings"), dict),
+    "per_rank": list,
+}
+_MOST = 10**15
+
+
+def check_run(content: Mapping[str, Any], path: object) -> None:
+    """Raises UserError where an entry of a checkpoint is missing, of another type or out of all bounds."""
+    for name, kind in _ENTRIES.items():
+        value = content.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{path} is damaged: its {name} is {type(value).__name__}, expected {kind.__name__}")
+        if isinstance(value, int) and not 0 <= value <= _MOST:
+            raise UserError(f"{path} is damaged: its {name} is {value}")
+    if min(content["steps_per_epoch"], content["world_size"], content["batch_size"]) < 1:
+        raise UserError(f"{path} is damaged: it has no steps, processes or images")
+    if len(content["per_rank"]) != content["world_size"]:
+        raise UserError(f"{path} is damaged: it has {len(content['per_rank'])} of {content['world_size']} processes")
+    if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in content["state_dict"].items()):
+        raise UserError(f"{path} is damaged: its state_dict holds other things than tensors")
+    if not all(isinstance(part, dict) and {"buffers", "rng"} <= part.keys() for part in content["per_rank"]):
+        raise UserError(f"{path} is damaged: its per_rank lacks buffers or random states")
 
 
 def _epoch_in_name(path: Path) -> int:

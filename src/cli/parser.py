@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from ..errors import UserError
 from ..parallel.launch import rank_in_environment
-from ..settings import Leaf, Word, check, flat, leaves, replaced
+from ..settings import Leaf, Word, check, leaves, replaced
 from .retired import RETIRED, RETIRED_SWITCHES
 
 S = TypeVar("S")
@@ -97,7 +97,8 @@ class Script(Generic[S]):
         settings: all settings with their defaults.
         positionals: settings that may also be given as plain words, anywhere on the line and in this order; a tuple
             takes all words that are left.
-        complete: what was given -> the settings, for scripts whose defaults depend on other settings.
+        complete: what was given -> the settings, for scripts whose defaults depend on other settings. Settings with a
+            method ``adapted`` adapt themselves to what was given after that, and say so.
         epilog: shown below the flags.
         retired: further flags without effect, as in RETIRED, of this script alone.
         ignored: flags of a sister script, which take any number of values and get a warning.
@@ -136,9 +137,12 @@ class Script(Generic[S]):
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         check(replaced(self.settings, given))  # each value by itself, so that defaults can be derived from them
         settings = replaced(self.settings, given) if self.complete is None else self.complete(given)
-        default_folder = getattr(settings, "default_folder", None)
-        if default_folder and not flat(settings)["dump_path"]:
-            settings = replaced(settings, {"dump_path": default_folder()})
+        adapt = getattr(settings, "adapted", None)
+        if adapt is not None:
+            check(settings)
+            settings, said = adapt(given)
+            for line in said:
+                _say("note", line)
         check(settings)
         return Call(settings, given, _long_flags(words), command_line())
 
@@ -190,8 +194,12 @@ class Script(Generic[S]):
 
 
 def _warn(line: str) -> None:
+    _say("warning", line)
+
+
+def _say(kind: str, line: str) -> None:
     if rank_in_environment() == 0:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"{kind}: {line}", file=sys.stderr)
 
 
 def _add_flag(group: Any, leaf: Leaf) -> None:

@@ -1,5 +1,6 @@
 """Runs a script: errors in one line, exit codes."""
 
+import io
 import os
 import signal
 import sys
@@ -11,7 +12,13 @@ from ..parallel import collectives, launch
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
-    """Runs a script. A user's mistake is one line on stderr and exit code 2; a diverged training, exit code 1."""
+    """Runs a script. A user's mistake is one line on stderr and exit code 2; a diverged training, exit code 1.
+
+    Names of files that are no UTF-8 are printed with escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main(None)
     except UserError as error:

@@ -48,7 +48,12 @@ def hue_steps(hue: float) -> int:
 
 
 def apply_to_image(pixels: Tensor, draw: Draw) -> Tensor:
-    """The drawn operations on one image, (3, h, w) uint8: by Pillow, and for large images by our faster blur."""
+    """The drawn operations on one image, (channels, h, w) uint8: by Pillow, and for large images by our faster blur.
+
+    Images that are not RGB take the way of :func:`apply_to_batch`.
+    """
+    if len(pixels) != 3:
+        return apply_to_batch(pixels[None], pack([draw]))[0].to(torch.uint8)
     blurs_in_torch = draw.blur_sigma > 0 and pixels.shape[-1] >= _FASTER_BLUR_FROM
     if draw.order or draw.grayscale or (draw.blur_sigma and not blurs_in_torch):
         image = Image.merge("RGB", [Image.fromarray(plane) for plane in pixels.numpy()])
@@ -189,7 +194,9 @@ def apply_to_batch(images: Tensor, draws: PackedDraws) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    """(n, 3, h, w) -> (n, 1, h, w), whole levels."""
+    """(n, C, h, w) -> (n, 1, h, w), whole levels; of channels that are not RGB the mean."""
+    if images.shape[1] != 3:
+        return images.mean(dim=1, keepdim=True).add_(0.5).floor_()
     red, green, blue = images.split(1, dim=1)
     sums = (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
     return sums.add_(0x8000).mul_(2.0**-16).floor_()

@@ -39,6 +39,15 @@ class Draw(NamedTuple):
     before: "Draw | None" = None
 
 
+def without_colours(draw: Draw) -> Draw:
+    """The same without saturation, hue and grayscale, which only RGB has."""
+    return draw._replace(
+        order=tuple(operation for operation in draw.order if operation in (BRIGHTNESS, CONTRAST)),
+        grayscale=False,
+        before=None if draw.before is None else without_colours(draw.before),
+    )
+
+
 def no_change(width: int, height: int) -> Draw:
     """The whole image as it is."""
     return Draw(0, 0, height, width, False, (), 1.0, 1.0, 1.0, 0.0, False, 0.0, False)

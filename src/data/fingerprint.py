@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..parallel import collectives
-from .datasets import ImageSource, evenly_spread
+from .source import ImageSource, evenly_spread
 
 # So many images are compared by what is in them: enough to tell one rendition of a data set from another.
 SAMPLED = 16

@@ -9,16 +9,16 @@ Written by ``scripts/make_lmdb.py``. The file holds, besides the images (keys ``
 ============  ====================================================================================
 """
 
-import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import UserError
+from .decoding import Decoding, Opened, open_encoded
 
 FORMAT = "ssl-vision-lmdb/1"
 
@@ -39,6 +39,9 @@ def image_key(index: int) -> bytes:
 class LMDBImages:
     """The images of an LMDB file, in the order of their source."""
 
+    decoding = Decoding()
+    left_out: Sequence[str] = ()
+
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         import_lmdb()
@@ -58,11 +61,11 @@ class LMDBImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> Opened:
         encoded = self._get(image_key(index))
         if encoded is None:
             raise OSError("not in the LMDB file")
-        return Image.open(io.BytesIO(encoded))
+        return open_encoded(encoded)
 
     def name(self, index: int) -> str:
         return f"{self.path}:{self.relative_name(index)}"

@@ -3,7 +3,6 @@
 import atexit
 import multiprocessing
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..parallel import collectives
 from .augment import PackedDraws, apply_to_batch, apply_to_image, pack
-from .datasets import ImageSource
-from .draws import Draw, keyed_generator
+from .source import ImageSource
+from .draws import Draw, keyed_generator, without_colours
+from .labels import UNLABELLED
 from .sampling import Position, ResumableBatches, SequentialBatches
 from .views import Picture, View, runs_of_equal_size
 from ..errors import UserError
@@ -27,8 +26,13 @@ from ..errors import UserError
 MAX_UNREADABLE_IN_A_ROW = 20
 
 
+class Unreadable(Exception):
+    """An image that cannot be decoded: its name, and the reason."""
+
+
 class Sample(NamedTuple):
-    """One image's views; ``image`` is the one they show, after the replacement of ``unreadable`` ones.
+    """One image's views; ``image`` is the one they show, after the replacement of ``unreadable`` ones. No views: it
+    could not be read, and was not replaced.
 
     ``draws`` are given where the colours are still to be changed, on the device; one for each view. ``places`` are the
     crop of each random view (top, left, height, width) and whether it was flipped.
@@ -49,7 +53,7 @@ class Batch:
     Attributes:
         crops: V tensors (B, 3, s, s): uint8 as they leave the workers, float32 once :class:`ToDevice` has run.
         labels, indices: (B,) int64; label -1 where there is none, index into the data set.
-        unreadable: names of files that could not be read and were replaced by the image after them.
+        unreadable: names of files that could not be read, and were replaced or left out.
         draws: what the device still has to do, for each run of equally large crops, in the order of
             :func:`src.data.views.runs_of_equal_size`; None when the workers have done it.
         boxes: (V, B, 4) int32, the crop of each random view: top, left, height and width in pixels of the image.
@@ -93,28 +97,39 @@ Views = Sequence[View] | Callable[[int], Sequence[View]]
 class ViewDataset(Dataset[Sample]):
     """The views of every image of a source, addressed by epoch and index.
 
-    An image that cannot be read is replaced by the next readable one and its name is reported with the sample, so
-    batches keep their size on every rank. Raises UserError after MAX_UNREADABLE_IN_A_ROW of them.
+    An image that cannot be read is reported by name with its sample. In trainings it is replaced by the next readable
+    one, so that batches keep their size on every rank; UserError is raised after MAX_UNREADABLE_IN_A_ROW of them. In
+    evaluations it is left out.
 
     Args:
         source, views: every view of every image, by epoch where they change. Either all are drawn or none is.
         seed: of the draws.
         colours_on_device: cut the views only, and send the draws along for :class:`ToDevice` to apply.
+        replace: whether images that cannot be read are replaced.
     """
 
     def __init__(
-        self, source: ImageSource, views: Views, seed: int = 0, colours_on_device: bool = False
+        self,
+        source: ImageSource,
+        views: Views,
+        seed: int = 0,
+        colours_on_device: bool = False,
+        replace: bool = True,
     ) -> None:
         self.source = source
         self.views_of = views if callable(views) else lambda epoch: views
         self.seed = seed
         self.colours_on_device = colours_on_device
+        self.replace = replace
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, position: Position) -> Sample:
-        (crops, draws), index, unreadable = self._next_readable(position)
+        found, index, unreadable = self._next_readable(position)
+        if found is None:
+            return Sample([], UNLABELLED, index, unreadable)
+        crops, draws = found
         drawn = [draw for draw in draws if draw is not None]
         if not self.colours_on_device and drawn:
             crops = [apply_to_image(crop, draw) for crop, draw in zip(crops, drawn, strict=True)]
@@ -124,33 +139,55 @@ class ViewDataset(Dataset[Sample]):
 
     def _cut(self, epoch: int, index: int) -> tuple[list[Tensor], list[Draw | None]]:
         views = self.views_of(epoch)
-        with self.source.open(index) as opened:
-            picture = Picture(opened)
-            draws = [
-                view.draw(keyed_generator(self.seed, epoch, index, number), picture.width, picture.height)
-                for number, view in enumerate(views)
-            ]
-            picture.reduction = min(view.reduction(draw) for view, draw in zip(views, draws, strict=True))
-            return [view.cut(picture, draw) for view, draw in zip(views, draws, strict=True)], draws
+        picture, draws = self._decode(epoch, index, views)
+        return [view.cut(picture, draw) for view, draw in zip(views, draws, strict=True)], draws
+
+    def _decode(self, epoch: int, index: int, views: Sequence[View]) -> tuple[Picture, list[Draw | None]]:
+        """The decoded image and what was drawn for its views; raises Unreadable whatever the decoder raises."""
+        try:
+            with self.source.open(index) as opened:
+                picture = Picture(opened, self.source.decoding)
+                draws = [
+                    view.draw(keyed_generator(self.seed, epoch, index, number), picture.width, picture.height)
+                    for number, view in enumerate(views)
+                ]
+                picture.reduction = min(view.reduction(draw) for view, draw in zip(views, draws, strict=True))
+                picture.load()
+        except UserError as error:
+            raise UserError(f"{self.source.name(index)}: {error}") from None
+        except Exception as error:  # decoders and their plugins raise what they like
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise Unreadable(f"{self.source.name(index)} ({reason})") from None
+        if self.source.decoding.channels != 3:
+            draws = [None if draw is None else without_colours(draw) for draw in draws]
+        return picture, draws
 
     def _next_readable(
         self, position: Position
-    ) -> tuple[tuple[list[Tensor], list[Draw | None]], int, list[str]]:
+    ) -> tuple[tuple[list[Tensor], list[Draw | None]] | None, int, list[str]]:
         epoch, index = position
         unreadable: list[str] = []
         for _ in range(min(MAX_UNREADABLE_IN_A_ROW, len(self))):
             try:
                 return self._cut(epoch, index), index, unreadable
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                # Pillow reports a damaged PNG as a SyntaxError
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                unreadable.append(f"{self.source.name(index)} ({reason})")
+            except Unreadable as error:
+                unreadable.append(str(error))
+                if not self.replace:
+                    return None, index, unreadable
                 index = (index + 1) % len(self)
         raise UserError(f"{len(unreadable)} images in a row could not be read, the first: {unreadable[0]}")
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stacks view by view: V tensors (B, 3, s, s); packs the draws of each run of equally large crops, crop-major."""
+    """Stacks view by view: V tensors (B, 3, s, s); packs the draws of each run of equally large crops, crop-major.
+
+    Samples without views are left out; a batch of such ones has no crops.
+    """
+    unreadable = [name for sample in samples for name in sample.unreadable]
+    samples = [sample for sample in samples if sample.views]
+    if not samples:
+        none = torch.empty(0, dtype=torch.int64)
+        return Batch(crops=[], labels=none, indices=none, unreadable=unreadable)
     # default_collate stacks into memory that is shared with the main process, without another copy
     crops = [default_collate(list(views)) for views in zip(*(sample.views for sample in samples), strict=True)]
     draws = None
@@ -165,20 +202,11 @@ def collate(samples: list[Sample]) -> Batch:
         crops=crops,
         labels=torch.tensor([sample.label for sample in samples]),
         indices=torch.tensor([sample.image for sample in samples]),
-        unreadable=[name for sample in samples for name in sample.unreadable],
+        unreadable=unreadable,
         draws=draws,
         boxes=boxes,
         flips=flips,
     )
-
-
-def warn_unreadable(names: Sequence[str]) -> None:
-    """One line on stderr for images that an evaluation could not read; none when there are none."""
-    if names:
-        print(
-            f"warning: {len(names)} unreadable images were replaced by the ones after them: {', '.join(names)}",
-            file=sys.stderr,
-        )
 
 
 def _prepare_worker(_: int) -> None:
@@ -238,8 +266,8 @@ class ToDevice:
     def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> None:
         self.device = device
         self.mean, self.std = tuple(mean), tuple(std)
-        self._scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(3, 1, 1).to(device)
-        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1).to(device)
+        self._scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(-1, 1, 1).to(device)
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1).to(device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> Batch:
@@ -282,7 +310,7 @@ def loader_of(
     """One deterministic view of every image, each rank its share: what evaluations read."""
     world, rank = collectives.world_size(), collectives.rank()
     return make_loader(
-        ViewDataset(source, [view]),
+        ViewDataset(source, [view], replace=False),
         SequentialBatches(len(source), batch_size, rank=rank, world_size=world),
         workers=workers,
         pin_memory=device.type == "cuda",

@@ -1,11 +1,13 @@
 """torchvision's data sets, by name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
+from .decoding import Decoding
 from .labels import UNLABELLED
 from ..errors import UserError
 
@@ -50,6 +52,9 @@ class TorchvisionImages:
         self.labels: list[int] = [int(label) for label in labels]
         names = getattr(self._dataset, "classes", None)
         self.classes: list[str] = list(names or map(str, sorted(set(self.labels) - {UNLABELLED})))
+
+        self.decoding = Decoding()
+        self.left_out: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -9,19 +9,18 @@ the first start has to scan.
 
 import contextlib
 import glob
-import io
 import os
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from .decoding import Decoding, Opened, open_encoded
 from .folder import is_image
 from .labels import UNLABELLED
 from ..errors import UserError
@@ -49,6 +48,9 @@ class ShardImages:
             ``~/.cache/ssl-vision-training/shards``.
     """
 
+    decoding = Decoding()
+    left_out: Sequence[str] = ()
+
     def __init__(self, where: str | Path, cache: str | Path | None = None) -> None:
         default = os.environ.get(CACHE_VARIABLE, "~/.cache/ssl-vision-training/shards")
         folder = Path(cache or default).expanduser()
@@ -64,10 +66,10 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self._shard)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> Opened:
         with open(self.paths[self._shard[index]], "rb") as file:
             file.seek(int(self._index.offsets[index]))
-            return Image.open(io.BytesIO(file.read(int(self._index.sizes[index]))))
+            return open_encoded(file.read(int(self._index.sizes[index])))
 
     def name(self, index: int) -> str:
         return f"{self.paths[self._shard[index]]}:{self._index.names[index]}"

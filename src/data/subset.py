@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .datasets import ImageSource
+from .source import ImageSource
 from ..errors import UserError
 
 

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from .augment import apply_to_image
+from .decoding import Decoding, Opened
 from .draws import GRAYSCALE, Draw
 from ..errors import UserError
 
@@ -33,34 +34,46 @@ class Picture:
     (``tests/data/test_views.py`` holds the bound).
 
     Args:
-        image: opened by Pillow, any mode, decoded or not.
+        image: opened by Pillow, any mode, decoded or not; or a stack of planes.
+        decoding: how it becomes levels.
 
     Attributes:
-        width, height: of the original, in pixels.
+        width, height: in pixels, of the whole image as it is seen.
         reduction: 1, 2, 4 or 8, to be set before the first view is cut; formats that cannot reduce ignore it.
     """
 
-    def __init__(self, image: Image.Image) -> None:
-        self.width, self.height = image.size
+    def __init__(self, image: Opened, decoding: Decoding | None = None) -> None:
+        self.decoding = decoding or Decoding()
+        self._orientation = self.decoding.orientation(image)
+        width, height = image.size
+        self.width, self.height = (height, width) if self._orientation > 4 else (width, height)
         self.reduction = 1
         self._opened = image
 
+    def load(self) -> None:
+        """Decodes; raises whatever the decoder does."""
+        _ = self.image if self.decoding.is_picture else self.pixels
+
     @cached_property
     def image(self) -> Image.Image:
-        """RGB, at the reduced scale."""
-        if self.reduction > 1:
+        """RGB (or grey, for one channel), at the reduced scale."""
+        if self.reduction > 1 and isinstance(self._opened, Image.Image):
             # asks for at least this size, in a mode that the file may not have
-            self._opened.draft(None, (self.width // self.reduction, self.height // self.reduction))
-        return self._opened.convert("RGB")
+            width, height = self._opened.size
+            self._opened.draft(None, (width // self.reduction, height // self.reduction))
+        return self.decoding.picture(self._opened, self._orientation)
 
     @cached_property
     def pixels(self) -> Tensor:
-        """(3, h, w) uint8."""
-        return torch.from_numpy(np.array(self.image)).permute(2, 0, 1)
+        """(channels, h, w) uint8."""
+        if not self.decoding.is_picture:
+            return torch.from_numpy(self.decoding.planes(self._opened, self._orientation)).permute(2, 0, 1).contiguous()
+        levels = np.array(self.image)
+        return torch.from_numpy(levels if levels.ndim == 3 else levels[:, :, None]).permute(2, 0, 1)
 
     @property
     def is_reduced(self) -> bool:
-        return self.image.size != (self.width, self.height)
+        return self.decoding.is_picture and self.image.size != (self.width, self.height)
 
 
 def runs_of_equal_size(crops: Sequence[Tensor]) -> list[slice]:
@@ -280,6 +293,9 @@ class CentreView:
 
     def cut(self, picture: Picture, draw: Draw | None) -> Tensor:
         mode = InterpolationMode.BICUBIC if self.bicubic else InterpolationMode.BILINEAR
+        if not picture.decoding.is_picture:
+            pixels = TF.resize(picture.pixels, [self.resize], interpolation=mode, antialias=True)
+            return TF.center_crop(pixels, [self.size])
         image = TF.resize(picture.image, [self.resize], interpolation=mode)
         return TF.pil_to_tensor(TF.center_crop(image, [self.size]))
 

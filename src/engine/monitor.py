@@ -65,8 +65,9 @@ class Monitor:
             return
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self._file = open(Path(folder) / "train.log", "a", buffering=1)  # noqa: SIM115 - open as long as the run
-            self._json = open(Path(folder) / "log.jsonl", "a", buffering=1)  # noqa: SIM115
+            how: dict[str, Any] = {"mode": "a", "buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
+            self._file = open(Path(folder) / "train.log", **how)  # noqa: SIM115 - open as long as the run
+            self._json = open(Path(folder) / "log.jsonl", **how)  # noqa: SIM115
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from None
         if tensorboard:

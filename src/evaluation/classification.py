@@ -11,9 +11,8 @@ import torch
 from ..checkpoints.store import CheckpointStore
 from ..cli import Call, Script
 from ..clock import Clock
-from ..data.datasets import ImageSource, Subset
 from ..data.fingerprint import agreed_fingerprint
-from ..data.sampling import ResumableBatches
+from ..data.source import ImageSource, Subset
 from ..data.subset import class_balanced, listed, read_list
 from ..engine.loop import Evaluation, Training
 from ..engine.monitor import Monitor
@@ -28,13 +27,14 @@ from .classifier_parts import build_method, build_optimizer, give_teacher, learn
 from .classifier_settings import ClassificationSettings, LabelSettings
 from .classifiers import (
     Classification,
+    Judged,
     LastBlocks,
     LinearProbe,
     evaluate_classifiers,
     fit_logistic_regression,
     is_transformer,
 )
-from .features import FeatureDataset
+from .features import FeatureDataset, warn_unreadable
 from .information import watch_information
 from .protocols import Protocol, Recipe
 from .report import Task, echo, report, save_classifier
@@ -92,8 +92,14 @@ def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], na
         "arch": weights.spec.arch,
         "width": weights.spec.width,
         "stem": weights.spec.stem,
+        "channels": weights.spec.channels,
+        "family": weights.family,
         "crop_size": subject.view.size,
         "resize": subject.view.resize,
+        "eval_size": subject.view.size,
+        "eval_resize": subject.view.resize,
+        "exif_orientation": train.decoding.exif_orientation,
+        "value_range": train.decoding.value_range,
         "mean": list(subject.prepare.mean),
         "std": list(subject.prepare.std),
         "train_images": agreed_fingerprint(train, where),
@@ -152,19 +158,16 @@ class Built:
 
     method: Classification
     training: Training
-    judge: Callable[[], dict[str, float]]
+    judge: Callable[[], Judged]
 
 
 def build(task: Task, world: launch.World) -> Built:
     """Everything up to the training."""
     settings, recipe, subject = task.settings, task.recipe, task.subject
-    batches = ResumableBatches(
-        len(task.train), recipe.batch_size, rank=world.rank, world_size=world.size, drop_last=False
-    )
     backbone = subject.backbone
     if recipe.n_last_blocks > 1 or settings.classifier.avgpool_patchtokens:
         backbone = LastBlocks(backbone, recipe.n_last_blocks, settings.classifier.avgpool_patchtokens)
-    train_loader, test_loader, prepare = loaders(task, backbone, batches)
+    data = loaders(task, backbone)
     method = build_method(task, backbone)
     if settings.teaching.teacher:
         task.derived["teacher_sha256"] = give_teacher(settings.teaching, method, subject.num_classes, world.device)
@@ -176,12 +179,15 @@ def build(task: Task, world: launch.World) -> Built:
     first_lr = groups[0]["lr_scale"]
     for group in groups:
         group["lr_scale"] /= first_lr
-    clock = Clock(len(batches), recipe.epochs)
-    judged: dict[int, dict[str, float]] = {}  # by step, so that the end is not judged twice
+    clock = Clock(len(data.batches), recipe.epochs)
+    judged: dict[int, Judged] = {}  # by step, so that the end is not judged twice
 
-    def judge() -> dict[str, float]:
+    def judge() -> Judged:
         if clock.step not in judged:
-            judged[clock.step] = evaluate_classifiers(method, test_loader, prepare)
+            found = evaluate_classifiers(method, data.test, data.prepare)
+            if found.unreadable and not judged:
+                warn_unreadable(found.unreadable if collectives.is_main() else [])
+            judged[clock.step] = found._replace(unreadable=data.unreadable + found.unreadable)
         return judged[clock.step]
 
     folder = Path(settings.judged.dump_path) / task.name
@@ -200,16 +206,16 @@ def build(task: Task, world: launch.World) -> Built:
     training = Training(
         method=method,
         optimizer=build_optimizer(task, groups, first_lr),
-        loader=train_loader,
-        batches=batches,
-        prepare=prepare,
+        loader=data.train,
+        batches=data.batches,
+        prepare=data.prepare,
         schedules={"lr": learning_rate(recipe, first_lr)},
         clock=clock,
         device=world.device,
         precision=choose_precision(settings.precision.precision, world.device),
         monitor=Monitor(None),
         checkpoints=store_of(task, folder),
-        evaluations=[Evaluation(judging.eval_freq, judge), *information],
+        evaluations=[Evaluation(judging.eval_freq, lambda: judge().values), *information],
         log_every=judging.log_every,
         save_every=judging.save_every,
         max_steps=judging.max_steps,
@@ -246,6 +252,6 @@ def train_and_report(task: Task, built: Built, monitor: Monitor, folder: Path) -
         if stopped_by is not None:
             return 128 + stopped_by
         method.eval()
-    report(task, method, built.judge(), monitor)
-    save_classifier(judging.classifier_file, method, task.subject.backbone)
+    report(task, method, built.judge(), training.batches.num_images, monitor)
+    save_classifier(judging.classifier_file, method, task.subject.backbone, task.derived)
     return 0

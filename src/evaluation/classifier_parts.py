@@ -1,7 +1,7 @@
 """What the training of classifiers is made of: the classifiers, their optimiser and rates, their batches."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -57,7 +57,7 @@ def build_method(task: Task, backbone: nn.Module) -> Classification:
     if not options.global_pooling and isinstance(backbone, ResNet):
         device, size = next(backbone.parameters()).device, subject.view.size
         with torch.no_grad():
-            side = backbone.feature_map(torch.zeros(1, 3, size, size, device=device)).shape[-1]
+            side = backbone.feature_map(torch.zeros(1, task.weights.spec.channels, size, size, device=device)).shape[-1]
         if side != 7:
             raise UserError(
                 f"--global_pooling false needs maps of 7x7 positions (crops of 224 pixels); crops of {size} give "
@@ -78,18 +78,36 @@ def build_method(task: Task, backbone: nn.Module) -> Classification:
 
 def give_teacher(own: TeacherSettings, method: Classification, num_classes: int, device: torch.device) -> str:
     """Makes the loss that of knowledge distillation from ``--teacher``; returns the teacher's digest."""
-    teacher = Teacher(own.teacher, own.teacher_arch, training=False, normalise=False).to(device)
+    teacher = Teacher(own.teacher, own.teacher_arch, own.teacher_stem, training=False, normalise=False).to(device)
     if teacher.width != num_classes:
         raise UserError(f"{own.teacher} tells {teacher.width} classes apart, and the data has {num_classes}")
     method.teach(teacher, own.alpha, own.T)
     return teacher.sha256
 
 
-def loaders(
-    task: Task, backbone: nn.Module, batches: ResumableBatches
-) -> tuple["DataLoader[Batch]", "DataLoader[Batch]", Callable[[Batch], Batch]]:
-    """Training and test batches, of images or of cached features, and what brings them to the device."""
+class Loaders(NamedTuple):
+    """Training and test batches, of images or of cached features.
+
+    Attributes:
+        batches: which images are in which training batch.
+        prepare: brings a batch to the device.
+        unreadable: names of images that have no cached features.
+    """
+
+    batches: ResumableBatches
+    train: "DataLoader[Batch]"
+    test: "DataLoader[Batch]"
+    prepare: Callable[[Batch], Batch]
+    unreadable: list[str]
+
+
+def loaders(task: Task, backbone: nn.Module) -> Loaders:
     subject, recipe, workers = task.subject, task.recipe, task.settings.data.workers
+    rank, world_size = collectives.rank(), collectives.world_size()
+
+    def batches_of(images: int) -> ResumableBatches:
+        return ResumableBatches(images, recipe.batch_size, rank=rank, world_size=world_size, drop_last=False)
+
     device = subject.prepare.device
     pin = device.type == "cuda"
     if recipe.features == "augmented":
@@ -97,18 +115,22 @@ def loaders(
             subject.view.size, (0.08, 1.0), jitter_probability=0.0, grayscale=0.0, blur=0.0, bicubic=recipe.bicubic
         )
         images = ViewDataset(task.train, [crop], task.settings.judged.seed)
+        batches = batches_of(len(task.train))
         train_loader = make_loader(images, batches, workers=workers, pin_memory=pin)
         test_loader = loader_of(subject.test, subject.view, recipe.batch_size, workers, device)
-        return train_loader, test_loader, subject.prepare
+        return Loaders(batches, train_loader, test_loader, subject.prepare, [])
     train_set, test_set = (
         FeatureDataset(
-            *extract_features(backbone, loader_of(source, subject.view, 256, workers, device), subject.prepare, name)
+            extract_features(backbone, loader_of(source, subject.view, 256, workers, device), subject.prepare, name)
         )
         for name, source in (("training images", task.train), ("test images", subject.test))
     )
-    sequential = SequentialBatches(len(test_set), 1024, rank=collectives.rank(), world_size=collectives.world_size())
-    return (
+    batches = batches_of(len(train_set))
+    sequential = SequentialBatches(len(test_set), 1024, rank=rank, world_size=world_size)
+    return Loaders(
+        batches,
         make_loader(train_set, batches, workers=0, pin_memory=pin),
         make_loader(test_set, sequential, workers=0, pin_memory=pin),
         lambda batch: batch.to(device),
+        train_set.unreadable + test_set.unreadable,
     )

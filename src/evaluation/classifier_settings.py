@@ -7,6 +7,7 @@ from typing import Any
 
 from ..cli import Script
 from ..engine.precision import PrecisionSettings
+from ..models.backbones import STEMS
 from ..settings import Word, setting
 from .information import InformationSettings
 from .protocols import LINEAR, SEMISUP, ClassifierSettings, describe
@@ -88,6 +89,9 @@ class TeacherSettings:
 
     teacher: str = setting("", "a network with its classifier, such as one of --classifier_file")
     teacher_arch: str | None = setting(None, "architecture of the teacher, needed for networks that are no ResNets")
+    teacher_stem: str | None = setting(
+        None, "first layers of a teacher with a 3x3 first convolution, where its file does not tell", choices=STEMS
+    )
     alpha: float = setting(0.5, "weight of the teacher; 1 - alpha is the labels'", at_least=0, at_most=1)
     T: float = setting(2.0, "temperature of both softmaxes", above=0, at_most=1000)
 

@@ -1,7 +1,7 @@
 """Training linear classifiers on a backbone, frozen or with it, as methods on the loop; and their accuracy."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..clock import Clock
-from ..data.loading import Batch, warn_unreadable
+from ..data.loading import Batch
 from ..engine.method import Method
 from ..errors import UserError
 from ..losses.distillation import kd_cross_entropy
@@ -258,11 +258,19 @@ def fit_logistic_regression(probe: LinearProbe, dataset: FeatureDataset, max_ite
     linear.bias[classes] = bias
 
 
+class Judged(NamedTuple):
+    """Loss, top-1 and top-5 (percent) of every classifier, the number of images, and those that were left out."""
+
+    values: dict[str, float]
+    images: int
+    unreadable: list[str]
+
+
 @torch.no_grad()
 def evaluate_classifiers(
     method: Classification, loader: "DataLoader[Batch]", prepare: Callable[[Batch], Batch]
-) -> dict[str, float]:
-    """Loss, top-1 and top-5 (percent) of every classifier, over all ranks' shares of the loader, counted exactly.
+) -> Judged:
+    """Judges every classifier over all ranks' shares of the loader, counted exactly.
 
     Also keeps the best top-1 of each classifier in the method, so that a resume knows it.
     """
@@ -271,14 +279,18 @@ def evaluate_classifiers(
     unreadable: list[str] = []
     for batch in loader:
         unreadable += batch.unreadable
+        if not len(batch):
+            continue
         batch = prepare(batch)
         logits = method.logits(batch.crops[0])
         top = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == batch.labels[:, None]
         losses = [F.cross_entropy(one, batch.labels, reduction="sum") for one in logits]
         counts = torch.cat([torch.stack(losses), top[..., 0].sum(-1), top.any(-1).sum(-1)]).double().cpu()
         totals += torch.cat([counts, torch.tensor([float(len(batch))])])
-    warn_unreadable(unreadable)
+    unreadable = sorted(name for part in collectives.gather_everywhere(unreadable) for name in part)
     collectives.all_reduce_(totals)
+    if not totals[-1]:
+        raise UserError(f"none of the {len(unreadable)} test images could be read, the first: {unreadable[0]}")
     loss, top1, top5 = (totals[:-1] / totals[-1]).view(3, count)
     method.best_top1.copy_(torch.maximum(method.best_top1, (100 * top1).to(method.best_top1)))
     values = {}
@@ -286,4 +298,4 @@ def evaluate_classifiers(
         values[f"loss_{name}"] = float(loss[i])
         values[f"top1_{name}"] = 100 * float(top1[i])
         values[f"top5_{name}"] = 100 * float(top5[i])
-    return values
+    return Judged(values, int(totals[-1]), unreadable)

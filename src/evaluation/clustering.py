@@ -6,10 +6,10 @@ Shape suffixes: N = images, K = clusters, C = classes.
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import ImageSource
 from ..data.loading import ToDevice, loader_of
+from ..data.source import ImageSource
 from ..data.views import View
-from .features import extract_features
+from .features import Features, extract_features
 
 
 def clustering_scores(
@@ -94,8 +94,8 @@ def class_prediction(
     temperature: float = 1.0,
     batch_size: int = 256,
     what: str = "",
-) -> tuple[Tensor, Tensor]:
-    """Probabilities (N, K) and labels (N,) of all images, in eval mode, shared out over the ranks."""
+) -> Features:
+    """Probabilities (N, K) in the place of features, of all images, in eval mode, shared out over the ranks."""
     network = ClassProbabilities(backbone, head, temperature)
     network.train(backbone.training)
     loader = loader_of(images, view, batch_size, workers, prepare.device)

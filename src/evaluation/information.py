@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import ImageSource, evenly_spread
 from ..data.loading import loader_of
+from ..data.source import ImageSource, evenly_spread
 from ..engine.loop import Evaluation
 from ..engine.monitor import read_log
 from ..parallel import collectives
@@ -111,9 +111,10 @@ def watch_information(
     @torch.no_grad()
     def measure() -> dict[str, float]:
         if seen is not None:
-            outputs, labels = method.logits(seen[0])[0], seen[1]
+            outputs, labels = method.logits(seen.features)[0], seen.labels
         else:
-            outputs, labels = extract_features(_FirstClassifier(method), loader, subject.prepare)
+            found = extract_features(_FirstClassifier(method), loader, subject.prepare)
+            outputs, labels = found.features, found.labels
         xt, ty = information(outputs, labels, own.information_bins, own.information_compat)
         return {"information_xt": xt, "information_ty": ty}
 

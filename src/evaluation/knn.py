@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.datasets import ImageSource
 from ..data.loading import ToDevice, loader_of
+from ..data.source import ImageSource, as_classes_of, labelled
 from ..data.views import CentreView, View
 from ..errors import UserError
 from ..parallel import collectives
@@ -64,7 +64,8 @@ def knn_predict(
 ) -> dict[int, Tensor]:
     """Weighted kNN by cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-    Each of the k nearest training samples votes for its class with weight exp(similarity / temperature).
+    Each of the k nearest training samples votes for its class with weight exp(similarity / temperature), in units of
+    the nearest one's.
 
     Args:
         train_features, test_features: (N, F) and (M, F), of any norm.
@@ -82,7 +83,8 @@ def knn_predict(
     votes: dict[int, list[Tensor]] = {k: [] for k in ks}
     for part in F.normalize(test_features.float(), dim=1).split(chunk):
         similarity, neighbours = (part @ bank.T).topk(max(ks), dim=1)
-        weights = torch.exp((similarity - 1.0) / temperature)
+        # relative to the nearest: at low temperatures all weights would otherwise be 0
+        weights = torch.exp((similarity - similarity[:, :1]) / temperature)
         labels = train_labels[neighbours]
         for k in votes:
             scores = weights.new_zeros(len(part), num_classes)
@@ -135,9 +137,12 @@ def over_ranks(predict: Callable[[Tensor], dict[int, Tensor]], test_features: Te
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Share of samples, in percent, whose label is among the k best of the scores (M, C)."""
-    k = min(k, scores.shape[1])
-    hits = (scores.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
+    """Share of samples, in percent, whose label is among the k classes with most votes (M, C).
+
+    Only classes with a vote count, which are those with a positive score.
+    """
+    best = scores.topk(min(k, scores.shape[1]), dim=1)
+    hits = ((best.indices == labels[:, None]) & (best.values > 0)).any(dim=1)
     return 100.0 * hits.float().mean().item()
 
 
@@ -162,11 +167,8 @@ class KNNEvaluation:
     majority: bool = False
 
     def __post_init__(self) -> None:
-        if self.train.classes != self.test.classes:
-            raise UserError(
-                f"training and validation images have different classes ({len(self.train.classes)} and "
-                f"{len(self.test.classes)})"
-            )
+        self.train = labelled(self.train)
+        self.test = as_classes_of(self.train, self.test)
         if self.k > len(self.train):
             raise UserError(f"--knn_k {self.k}: only {len(self.train)} training images")
 
@@ -178,8 +180,8 @@ class KNNEvaluation:
             )
             for source in (self.train, self.test)
         ]
-        (train_features, train_labels), (test_features, test_labels) = banks
+        train, test = banks
         rule = nearest_majority if self.majority else knn_predict
-        predict = partial(rule, train_features, train_labels, ks=[self.k], num_classes=len(self.train.classes))
-        scores = over_ranks(predict, test_features)[self.k]
-        return {"knn_top1": top_k_accuracy(scores, test_labels, 1)}
+        predict = partial(rule, train.features, train.labels, ks=[self.k], num_classes=len(self.train.classes))
+        scores = over_ranks(predict, test.features)[self.k]
+        return {"knn_top1": top_k_accuracy(scores, test.labels, 1)}

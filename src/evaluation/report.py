@@ -1,23 +1,24 @@
 """What eval_linear.py and eval_semisup.py say and write."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..checkpoints.files import write_atomically
+from ..checkpoints.weights import write_weights
 from ..cli import Call
 from ..clock import Clock
-from ..data.datasets import ImageSource
+from ..data.source import ImageSource
 from ..engine.monitor import Monitor, number
 from ..models.backbones.resnet import ResNet
 from ..models.pretrained import Pretrained
 from ..parallel import collectives
 from .classifier_settings import ClassificationSettings
-from .classifiers import Classification, Classifier
+from .classifiers import Classification, Classifier, Judged
 from .protocols import Recipe
 from .reported import reported_line
 from .subject import Subject
@@ -76,9 +77,13 @@ def echo(task: Task, monitor: Monitor, clock: Clock) -> None:
         )
 
 
-def report(task: Task, method: Classification, values: dict[str, float], monitor: Monitor) -> None:
+def report(task: Task, method: Classification, judged: Judged, training_images: int, monitor: Monitor) -> None:
     """Prints a line for each classifier and what the paper reports, and writes ``NAME.json``."""
-    recipe, weights, subject = task.recipe, task.weights, task.subject
+    recipe, weights, subject, values = task.recipe, task.weights, task.subject, judged.values
+    if training_images < len(task.train):
+        monitor.say(f"trained on {training_images} of {len(task.train)} images: the others cannot be read")
+    if judged.images < len(subject.test):
+        monitor.say(f"judged on {judged.images} of {len(subject.test)} test images: the others cannot be read")
     results = {}
     for rate, label, best in zip(recipe.lr, method.names, method.best_top1.tolist(), strict=True):
         line = {"top1": values[f"top1_{label}"], "top5": values[f"top5_{label}"], "best_top1": best}
@@ -98,8 +103,9 @@ def report(task: Task, method: Classification, values: dict[str, float], monitor
         "weights": recipe.weights,
         "features": recipe.features,
         "labels_percent": recipe.labels_perc,
-        "training_images": len(task.train),
-        "test_images": len(subject.test),
+        "training_images": training_images,
+        "test_images": judged.images,
+        "unreadable": judged.unreadable,
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size * collectives.world_size(),
         "lr": results,
@@ -110,13 +116,12 @@ def report(task: Task, method: Classification, values: dict[str, float], monitor
     write_atomically(out, lambda file: file.write(text))
 
 
-def save_classifier(path: str | None, method: Classification, backbone: nn.Module) -> None:
-    """``--classifier_file``: the backbone's entries and the best classifier's."""
+def save_classifier(path: str | None, method: Classification, backbone: nn.Module, told: Mapping[str, Any]) -> None:
+    """``--classifier_file``: the backbone's entries and the best classifier's, with what is ``told`` about them."""
     if not path or not collectives.is_main():
         return
     best = int(method.best_top1.argmax())
     name = "fc" if isinstance(backbone, ResNet) else getattr(backbone, "pretrained_cfg", {}).get("classifier", "fc")
     linear = [module for module in method.modules() if isinstance(module, Classifier)][best].linear
-    state = {key: tensor.cpu() for key, tensor in backbone.state_dict().items()}
-    state |= {f"{name}.{key}": tensor.cpu() for key, tensor in linear.state_dict().items()}
-    write_atomically(Path(path), lambda file: torch.save(state, file))
+    state = {**backbone.state_dict(), **{f"{name}.{key}": tensor for key, tensor in linear.state_dict().items()}}
+    write_weights(path, state, told)

@@ -1,26 +1,32 @@
 """What an evaluation judges: a backbone, and labelled images to train on and to test on."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..checkpoints.files import require_writable
 from ..data.datasets import (
     IMAGENET_MEAN,
     SWAV_STD,
     EvaluationDataSettings,
-    ImageSource,
-    name_of_data,
+    check_channels,
     open_train_and_test,
+    usual,
 )
+from ..data.decoding import Decoding
 from ..data.loading import ToDevice
+from ..data.source import ImageSource
+from ..data.splits import name_of_data
 from ..data.views import CentreView
-from ..errors import UserError
 from ..models.backbones import STEMS, BackboneSpec, feature_width
-from ..models.pretrained import Pretrained, load_backbone, name_of_weights, random_backbone
+from ..models.pretrained import Hints, Pretrained, load_backbone, name_of_weights, random_backbone
+from ..parallel import collectives
 from ..parallel.launch import DeviceSettings
-from ..settings import setting
+from ..settings import replaced, setting
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,21 @@ class JudgedBackboneSettings:
         "resnet18, 34, 50, 101, 152 or 200, resnet50w2, w4 or w5, vit_t, vit_s or vit_b, or any model name of timm",
         flags=["--backbone", "-a"],
     )
-    width: float = setting(1.0, "factor on the number of channels of our ResNets", above=0, at_most=64)
-    stem: str = setting("imagenet", "first layers of our ResNets, see main_swav.py --help", choices=STEMS)
+    width: float | None = setting(
+        None, "factor on the number of channels of our ResNets; default: the file's, else 1", above=0, at_most=64
+    )
+    stem: str | None = setting(
+        None,
+        "first layers of our ResNets, see main_swav.py --help; asked for where the file does not tell",
+        choices=STEMS,
+    )
+    channels: int | None = setting(
+        None, "channels of the images; default: the file's, else 3", at_least=1, at_most=4096
+    )
 
     @property
-    def spec(self) -> BackboneSpec | None:
-        return BackboneSpec(self.arch, self.width, self.stem) if self.arch else None
+    def hints(self) -> Hints:
+        return Hints(self.arch, self.width, self.stem, self.channels)
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,10 @@ class EvaluationSettings:
     backbone: JudgedBackboneSettings = JudgedBackboneSettings()
     judged: JudgedSettings = JudgedSettings()
     device: DeviceSettings = DeviceSettings()
+
+    def adapted(self, given: Mapping[str, Any]) -> tuple["EvaluationSettings", list[str]]:
+        """The same with the folder of its results."""
+        return replaced(self, {} if self.judged.dump_path else {"dump_path": self.default_folder()}), []
 
     def default_folder(self) -> str:
         """Where results go that were given no ``--dump_path``: a folder with the names of what is judged."""
@@ -111,10 +130,10 @@ class Subject:
 
 def open_weights(settings: EvaluationSettings) -> Pretrained:
     """The backbone that ``--pretrained`` and ``--arch`` name, or one with random weights."""
-    judged, spec = settings.judged, settings.backbone.spec
+    judged, hints = settings.judged, settings.backbone.hints
     if judged.pretrained:
-        return load_backbone(judged.pretrained, spec, judged.key)
-    spec = spec or BackboneSpec("resnet50", settings.backbone.width, settings.backbone.stem)
+        return load_backbone(judged.pretrained, hints, judged.key)
+    spec = BackboneSpec(**{name: value for name, value in vars(hints).items() if value is not None})
     description = f"{spec.arch} with random weights (no --pretrained)"
     return Pretrained(random_backbone(spec, judged.seed), spec, {}, description)
 
@@ -140,13 +159,22 @@ def open_subject(
         or (of_run.get("eval_resize") if not judged.crop_size else None)
         or round(size * 256 / 224)
     )
-    mean = data.mean or of_run.get("mean", IMAGENET_MEAN)
-    std = data.std or of_run.get("std", std)
-    train, test = open_train_and_test(data.dataset, data.data_path, data.download)
-    if list(train.classes) != list(test.classes):
-        raise UserError(
-            f"training and test images have different classes ({len(train.classes)} and {len(test.classes)})"
-        )
+    if collectives.is_main():
+        require_writable(judged.dump_path)
+    channels = weights.spec.channels
+    mean = data.mean or of_run.get("mean") or usual(channels, IMAGENET_MEAN, 0.5)
+    std = data.std or of_run.get("std") or usual(channels, std, 0.25)
+    check_channels(mean, std, channels)
+    exif, levels = data.exif_orientation, data.value_range or of_run.get("value_range")
+    decoding = Decoding(
+        of_run.get("exif_orientation", True) if exif is None else exif, tuple(levels) if levels else None, channels
+    )
+    train, test = open_train_and_test(
+        data.dataset, data.data_path, data.download, decoding=decoding, extensions=data.extensions
+    )
+    for which, source in (("training", train), ("test", test)):
+        if source.left_out and collectives.is_main():
+            print(f"warning: left out beside the {which} images: {'; '.join(source.left_out)}", file=sys.stderr)
     backbone = weights.backbone.to(device).to(memory_format=torch.channels_last)
     prepare = ToDevice(device, mean, std)
     return Subject(backbone, train, test, CentreView(size, resize, bicubic), prepare, weights.description)

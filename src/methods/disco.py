@@ -21,7 +21,7 @@ from ..losses.distillation import (
     rkd_distance,
     squared_error_sum,
 )
-from ..models.backbones import features_and_map, in_parts
+from ..models.backbones import STEMS, features_and_map, in_parts
 from ..models.teacher import Teacher
 from ..settings import setting
 from .moco import MoCo
@@ -50,6 +50,9 @@ class DistillationSettings:
     teacher_arch: str | None = setting(
         None, "architecture of the teacher; needed for networks that are no ResNets, otherwise inferred from the file"
     )
+    teacher_stem: str | None = setting(
+        None, "first layers of a teacher with a 3x3 first convolution, where its file does not tell", choices=STEMS
+    )
     teacher_mode: str = setting(
         "train",
         "statistics of the teacher's batch norms: train: those of the batch, as published; eval: the running ones",
@@ -76,7 +79,9 @@ class DistillationSettings:
         """The teacher on its device; None without one. A file without a head is refused where it is needed."""
         if not self.teacher:
             return None
-        teacher = Teacher(self.teacher, self.teacher_arch, training=self.teacher_mode == "train", parts=parts)
+        teacher = Teacher(
+            self.teacher, self.teacher_arch, self.teacher_stem, training=self.teacher_mode == "train", parts=parts
+        )
         if needs_head:
             _ = teacher.width
         return teacher.to(device)
@@ -196,6 +201,8 @@ class DisCo(MoCo):
 def map_channels(backbone: nn.Module, device: torch.device) -> int:
     """Channels of a backbone's last feature map."""
     training = backbone.training
-    channels = features_and_map(backbone.eval(), torch.zeros(1, 3, 64, 64, device=device))[1].shape[1]
+    first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    image = torch.zeros(1, first.in_channels, 64, 64, device=device)
+    channels = features_and_map(backbone.eval(), image)[1].shape[1]
     backbone.train(training)
     return channels

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..clock import Clock
 from ..data.loading import Batch
 from ..errors import UserError
+from ..models.backbones import STEMS
 from ..models.heads import output_width
 from ..models.teacher import Teacher
 from ..settings import setting
@@ -22,6 +23,9 @@ class SwAVTeacherSettings:
 
     teacher: str = setting("", "checkpoint of a frozen teacher, such as SwAV's", flags=["--pretrained"])
     teacher_arch: str | None = setting(None, "architecture of the teacher, needed for networks that are no ResNets")
+    teacher_stem: str | None = setting(
+        None, "first layers of a teacher with a 3x3 first convolution, where its file does not tell", choices=STEMS
+    )
     teacher_normalise: bool = setting(False, "compare with unit vectors of the teacher; published: raw ones")
     distill_weight: float = setting(
         0.5, "weight of the mean squared error; published: 1/2, like each crop's loss", at_least=0, at_most=1e6
@@ -31,7 +35,8 @@ class SwAVTeacherSettings:
         """The teacher on its device, in eval mode; None without one."""
         if not self.teacher:
             return None
-        return Teacher(self.teacher, self.teacher_arch, training=False, normalise=self.teacher_normalise).to(device)
+        options = {"training": False, "normalise": self.teacher_normalise}
+        return Teacher(self.teacher, self.teacher_arch, self.teacher_stem, **options).to(device)
 
 
 class SwAVDisCo(SwAV):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import describe_mismatch, read_file
 from ..checkpoints.layouts import backbone_in, family_of, resnet_in, weights_in
-from ..checkpoints.store import FORMAT
+from ..checkpoints.store import FORMAT, check_run
+from ..checkpoints.weights import require_finite, told_about
 from ..errors import UserError
 from .backbones import BackboneSpec, initialize
 
@@ -24,14 +25,24 @@ OWN_HEADS: tuple[str, ...] = ("head.", "projection_head.", "projection.", "proje
 
 
 @dataclass(frozen=True)
+class Hints:
+    """What a user says about a network, see :class:`src.models.backbones.BackboneSpec`; None leaves it to the file."""
+
+    arch: str | None = None
+    width: float | None = None
+    stem: str | None = None
+    channels: int | None = None
+
+
+@dataclass(frozen=True)
 class Pretrained:
     """A backbone with its weights.
 
     Attributes:
         backbone: on the CPU, in eval mode.
         spec: how it was built.
-        settings: the flags of the run that trained it, and ``batch``, its images of a step; empty for files that do
-            not say.
+        settings: the flags of the run that trained it, and ``batch``, its images of a step; or the few that a plain
+            file tells; empty for files that do not say.
         description: one line that says what was loaded.
         family: the method that trained it, as in src/layouts.py; "" if the file does not tell.
         head: the entries of the head on it, under the head's own names; empty for files without one.
@@ -46,43 +57,45 @@ class Pretrained:
     head: Mapping[str, Tensor] = field(default_factory=dict)
     queue: Tensor | None = None
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a plain file of these weights should tell, see :func:`src.checkpoints.weights.write_weights`."""
+        return {**self.settings, **vars(self.spec), "method": self.family}
 
-def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str = "auto") -> Pretrained:
+
+def load_backbone(path: str | Path, spec: "BackboneSpec | Hints | None" = None, key: str = "auto") -> Pretrained:
     """Reads a checkpoint of ours, or published weights in any of :data:`src.checkpoints.layouts.LAYOUTS`.
 
     Args:
         path: the file.
-        spec: the architecture. A checkpoint of ours knows its own, which wins; the keys of a ResNet tell it, too, so
-            that only other networks need it.
+        spec: the architecture, or what the user says about it. Files of ours tell all of it, and the entries of ResNets
+            all but the kind of a 3x3 stem.
         key: the entry of the file that holds the weights, see :func:`src.checkpoints.layouts.weights_in`.
 
-    Raises UserError when an entry of the backbone is missing, unexpected or of another shape.
+    Raises UserError when an entry of the backbone is missing, unexpected, of another shape or not finite, when the file
+    says something else than ``spec``, and when neither says enough.
     """
     content = read_file(path)
-    settings: Mapping[str, Any] = {}
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        settings = {**content["settings"], "batch": content["batch_size"]}
-        family = settings["method"]
-        spec = BackboneSpec(settings["arch"], settings.get("width", 1.0), settings.get("stem", "imagenet"))
+    settings = run_settings(content, path)
+    if settings is not None:
+        family = settings.get("family", settings["method"])
         prefix = _prefix_of(content["state_dict"], key, path)
         state = {n[len(prefix) :]: t for n, t in content["state_dict"].items() if n.startswith(prefix)}
         origin = f"step {content['step']} of a {settings['method']} run"
         named, head_prefixes = content["state_dict"], OWN_HEADS
     else:
+        settings = told_about(content)
         named = weights_in(content, path, key)
         state, layout = backbone_in(named, path)
         head_prefixes = layout.projector
-        family = family_of(content, path, key)
+        family = settings.get("method") or family_of(content, path, key)
         origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
-        if spec is None:
-            found = resnet_in(state)
-            if found is None:
-                raise UserError(f"{path} is not a ResNet: pass its --arch")
-            spec = BackboneSpec(*found)
+    spec = _spec_of(path, spec or Hints(), settings, state)
     backbone = spec.build()
     problem = describe_mismatch(backbone.state_dict(), state, path)
     if problem:
         raise UserError(f"{problem} ({spec.arch}); is --arch right?")
+    require_finite(state, path)
     backbone.load_state_dict(state)
     backbone.eval()
     description = f"{spec.arch} from {path}: {len(state)} entries ({origin})"
@@ -92,6 +105,51 @@ def load_backbone(path: str | Path, spec: BackboneSpec | None = None, key: str =
     if queue is not None and (queue.ndim != 2 or "queue_ptr" not in named):
         queue = None  # SwAV's is another thing
     return Pretrained(backbone, spec, settings, description, family, head, queue)
+
+
+def _spec_of(
+    path: object, hints: "BackboneSpec | Hints", settings: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> BackboneSpec:
+    """How a network was built: by what its file tells, by its entries, by what the user says."""
+    found = resnet_in(state)
+    if settings:
+        told: dict[str, Any] = {"width": 1.0, "stem": "imagenet", "channels": 3}
+        told |= {name: settings[name] for name in ("arch", *told) if settings.get(name) is not None}
+    else:
+        told = {name: value for name, value in (found._asdict() if found else {}).items() if value is not None}
+    said = {name: getattr(hints, name) for name in ("arch", "width", "stem", "channels")}
+    said = {name: value for name, value in said.items() if value is not None}
+    if not settings and "arch" in said:
+        told.pop("width", None)  # resnet50w2 may stand for a resnet50 of width 2: their shapes are compared
+    if found and found.stem is None and said.get("stem") == "imagenet":
+        raise UserError(f"{path} has a 3x3 stem for small images, no ImageNet stem")
+    for name in ("stem", "channels"):
+        if name in said and name in told and said[name] != told[name]:
+            raise UserError(f"{path} has --{name} {told[name]}, not {said[name]}")
+    known = {**told, **said}
+    if "arch" not in known:
+        raise UserError(f"{path} is not a ResNet: pass its --arch")
+    if found and "stem" not in known:
+        raise UserError(
+            f"{path} is a {found.arch} with a 3x3 first convolution, and does not tell what follows: say --stem small, "
+            "small_pool or small_padded"
+        )
+    return BackboneSpec(**known)
+
+
+def run_settings(content: Any, path: object) -> dict[str, Any] | None:
+    """Settings of the run that wrote a checkpoint, and ``batch``; None for files of others.
+
+    Raises UserError for a checkpoint that lacks what every one has.
+    """
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    check_run(content, path)
+    settings = {**content["settings"], "batch": content["batch_size"]}
+    lacking = [name for name in ("method", "arch") if not isinstance(settings.get(name), str)]
+    if lacking:
+        raise UserError(f"{path}: its settings do not say the {' and the '.join(lacking)}")
+    return settings
 
 
 def _prefix_of(state: Mapping[str, Tensor], key: str, path: str | Path) -> str:

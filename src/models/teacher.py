@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .backbones import BackboneSpec, features_and_map, forward_by_size, in_parts
+from .backbones import features_and_map, forward_by_size, in_parts
 from .heads import head_of, output_width
-from .pretrained import fingerprint, load_backbone
+from .pretrained import Hints, fingerprint, load_backbone
 
 # The published programs' names of teachers -> ours; their files tell that they are ResNets
 TEACHERS = {"SWAVresnet50": "resnet50", "DCresnet50": "resnet50", "SELAresnet50": "resnet50"}
@@ -39,13 +39,14 @@ class Teacher:
         self,
         path: str | Path,
         arch: str | None = None,
+        stem: str | None = None,
         *,
         training: bool = True,
         normalise: bool = True,
         parts: int = 1,
     ) -> None:
         with torch.random.fork_rng(devices=[]):  # what is built afterwards starts as it would without a teacher
-            loaded = load_backbone(path, BackboneSpec(TEACHERS.get(arch, arch)) if arch else None)
+            loaded = load_backbone(path, Hints(TEACHERS.get(arch, arch) if arch else None, stem=stem))
             self.backbone = loaded.backbone
             try:
                 self.head = head_of(loaded.head) if loaded.head else None

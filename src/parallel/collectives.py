@@ -134,6 +134,15 @@ def gather_to_main(value: Any) -> list[Any] | None:
     return gathered
 
 
+def gather_everywhere(value: Any) -> list[Any]:
+    """One picklable value of each rank, as a list on every rank."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def broadcast_object(value: Any) -> Any:
     """The main rank's picklable value, on every rank."""
     if world_size() == 1:

@@ -1,9 +1,11 @@
 """The first lines of a run: what is about to happen, in numbers that a user can check against the recipe."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import nn
 
+from ..data.source import ImageSource
 from ..data.views import View
 from ..engine.monitor import Monitor
 from .run import Pretraining, S
@@ -14,12 +16,24 @@ def echo_data(run: Pretraining[S], monitor: Monitor, crops: str) -> None:
     settings, clock = run.settings, run.clock
     accumulate = settings.plan.accumulate
     monitor.say(f"data       {len(run.images)} images of {run.train_path} ({settings.data.dataset}), crops {crops}")
+    monitor.say(f"classes    {classes_in_words(run.images)}; training does not look at them")
+    if run.source.left_out:
+        monitor.warn(f"left out at {run.train_path}: {'; '.join(run.source.left_out)}")
     monitor.say(
         f"batch      {run.batch_size} x {run.world.size} processes x {accumulate} = {run.step_batch} images; "
         f"{clock.steps_per_epoch} steps an epoch, {clock.total_steps} in all"
     )
     if settings.precision.precision == "auto" and run.precision.name == "fp32":
         monitor.say("precision  fp32: on the CPU it is faster than 16 bits (--precision bf16 insists)")
+
+
+def classes_in_words(images: ImageSource) -> str:
+    """``4, with 20 to 24 images each``."""
+    counts = Counter(label for label in images.labels if label >= 0)
+    if not counts:
+        return "none: there are no class folders or labels"
+    least, most = min(counts.values()), max(counts.values())
+    return f"{len(counts)}, with {least if least == most else f'{least} to {most}'} images each"
 
 
 def echo_model(run: Pretraining[S], monitor: Monitor, method: nn.Module, more: str = "") -> None:

@@ -12,19 +12,12 @@ from ..checkpoints.files import write_settings
 from ..checkpoints.store import CheckpointStore
 from ..cli import Call
 from ..clock import Clock
-from ..data.datasets import (
-    OWN_SETS,
-    ImageSource,
-    evenly_spread,
-    find_val_beside,
-    first_images,
-    open_images,
-    open_labelled,
-    require_labels,
-)
+from ..data.datasets import OWN_SETS, check_channels, open_images, open_labelled
 from ..data.fingerprint import agreed_fingerprint
 from ..data.loading import Batch, ToDevice, ViewDataset, Views, make_loader
 from ..data.sampling import ResumableBatches
+from ..data.source import ImageSource, evenly_spread, first_images, require_labels
+from ..data.splits import find_val_beside
 from ..data.views import CentreView
 from ..engine.loop import Evaluation, Schedule, Training
 from ..engine.method import Method, Scale
@@ -106,7 +99,10 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
     world = launch.start(device.device, device.dist_url)
     batch_size = plan.batch_of_a_process(world.size)
     precision = choose_precision(settings.precision.precision, world.device)
-    source = open_images(data.dataset, train_path, "pretrain", data.download)
+    check_channels(data.mean, data.std, settings.backbone.channels)
+    source = open_images(
+        data.dataset, train_path, "pretrain", data.download, decoding=settings.decoding, extensions=data.extensions
+    )
     images = first_images(source, data.size_dataset)
     batches = ResumableBatches(len(images), batch_size, rank=world.rank, world_size=world.size)
     steps_per_epoch = len(batches) // plan.accumulate
@@ -156,9 +152,10 @@ def place(run: Pretraining[S], method: Method) -> None:
 def validation_images(run: Pretraining[S]) -> ImageSource:
     """The labelled images of ``--val_path``, or of the folder beside the training images."""
     data, val_path = run.settings.data, run.settings.knn.val_path
+    how: dict[str, Any] = {"decoding": run.settings.decoding, "extensions": data.extensions}
     if data.dataset in OWN_SETS:
-        return open_labelled(data.dataset, val_path or find_val_beside(data.dataset, run.train_path))
-    return open_images(data.dataset, run.train_path, "test")
+        return open_labelled(data.dataset, val_path or find_val_beside(data.dataset, run.train_path), **how)
+    return open_images(data.dataset, run.train_path, "test", **how)
 
 
 def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
@@ -171,7 +168,7 @@ def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
         require_labels(run.source, run.train_path)
         train = run.source
     else:
-        train = open_images(data.dataset, run.train_path, "train")
+        train = open_images(data.dataset, run.train_path, "train", decoding=run.settings.decoding)
     evaluation = KNNEvaluation(
         evenly_spread(train, knn.knn_train_images),
         val,

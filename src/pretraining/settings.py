@@ -1,16 +1,20 @@
 """The settings that all pre-trainings have."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..cli import boolean
-from ..data.datasets import TrainingDataSettings, name_of_data
+from ..data.datasets import TrainingDataSettings, usual
+from ..data.decoding import Decoding
+from ..data.splits import name_of_data
 from ..engine.precision import PrecisionSettings
 from ..errors import UserError
 from ..evaluation.knn import OnlineKNNSettings
 from ..models.backbones import BackboneSpec
 from ..parallel.launch import DeviceSettings
-from ..settings import Word, setting
+from ..settings import Word, flat, replaced, setting
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,33 @@ class PretrainingSettings:
     device: DeviceSettings = DeviceSettings()
     precision: PrecisionSettings = PrecisionSettings()
     speed: SpeedSettings = SpeedSettings()
+
+    @property
+    def decoding(self) -> Decoding:
+        """How images become levels."""
+        return Decoding(self.data.exif_orientation, self.data.value_range, self.backbone.channels)
+
+    def adapted(self, given: Mapping[str, Any]) -> tuple["PretrainingSettings", list[str]]:
+        """The same with defaults that fit what was given, and a line for each that the user should know of."""
+        values: dict[str, Any] = {}
+        said: list[str] = []
+        if not self.run.dump_path:
+            values["dump_path"] = self.default_folder()
+        channels = self.backbone.channels
+        if channels != 3:
+            values |= {
+                name: usual(channels, (), value) for name, value in (("mean", 0.5), ("std", 0.25)) if name not in given
+            }
+            if channels > 1:
+                said.append(
+                    f"saturation, hue and grayscale need RGB, and are left out of the views (--channels {channels})"
+                )
+        warmup = flat(self).get("warmup_epochs", 0)
+        if "warmup_epochs" not in given and warmup >= self.plan.epochs:
+            fits = round(self.plan.epochs / 10) or int(self.plan.epochs > 1)
+            values["warmup_epochs"] = fits
+            said.append(f"--warmup_epochs is {fits} instead of {warmup}, for a run of {self.plan.epochs} epochs")
+        return replaced(self, values), said
 
     def default_folder(self) -> str:
         """Where a run goes that was given no ``--dump_path``: a folder with the names of what goes in."""

@@ -63,7 +63,7 @@ def test_published_resnets_are_recognised_by_their_keys(file, layout, arch, widt
     for container in (state, content):
         backbone, found = backbone_in(weights_in(container, "x"), "x")
         assert found.name.startswith(layout)
-        assert resnet_in(backbone) == (arch, width, "imagenet")
+        assert resnet_in(backbone) == (arch, width, "imagenet", 3)
         assert shapes(backbone) == shapes(on_meta(arch, width=width).state_dict())
 
 
@@ -127,9 +127,9 @@ def test_layouts_described_in_words_are_recognised(number):
     layout, content, arch = described_in_words()[number]
     backbone, found = backbone_in(weights_in(content, "x"), "x")
     assert found.name.startswith(layout)
-    name, width, stem = resnet_in(backbone)
+    name, width, stem, _ = resnet_in(backbone)
     assert (name, width) == (arch, 1)
-    assert shapes(backbone) == shapes(on_meta(arch, stem=stem).state_dict())
+    assert shapes(backbone) == shapes(on_meta(arch, stem=stem or "small").state_dict())
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
@@ -137,7 +137,7 @@ def test_resnets_of_torchvision_tell_their_depth(depth):
     with torch.device("meta"):
         state = getattr(torchvision.models, f"resnet{depth}")().state_dict()
     backbone, _ = backbone_in(state, "x")
-    assert resnet_in(backbone) == (f"resnet{depth}", 1, "imagenet")
+    assert resnet_in(backbone) == (f"resnet{depth}", 1, "imagenet", 3)
     assert shapes(backbone) == shapes(on_meta(f"resnet{depth}").state_dict())
 
 

@@ -6,18 +6,9 @@ import torchvision
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from src.data.datasets import (
-    FolderImages,
-    TorchvisionImages,
-    evenly_spread,
-    find_classifier_images,
-    find_split,
-    find_val_beside,
-    first_images,
-    open_images,
-    refuse_split_root,
-    require_labels,
-)
+from src.data.datasets import FolderImages, TorchvisionImages, open_images
+from src.data.source import evenly_spread, first_images, require_labels
+from src.data.splits import find_classifier_images, find_split, find_val_beside
 from src.data.views import Picture
 from src.errors import UserError
 
@@ -143,5 +134,5 @@ def test_splits_are_found(patches, tmp_path):
     with pytest.raises(UserError, match="val or test"):
         find_split("folder", tmp_path, "test")
     with pytest.raises(UserError, match="takes the training folder"):
-        refuse_split_root(patches)
-    refuse_split_root(patches / "train")
+        open_images("folder", patches)
+    open_images("folder", patches / "train")

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from scripts import make_lmdb
-from src.data.datasets import FolderImages, find_split, find_val_beside, open_images, open_train_and_test
+from src.data.datasets import FolderImages, open_images, open_train_and_test
+from src.data.splits import find_split, find_val_beside
 from src.data.lmdb_file import LMDBImages
 from src.data.loading import ViewDataset, make_loader
 from src.data.sampling import ResumableBatches

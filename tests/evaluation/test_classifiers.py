@@ -11,7 +11,7 @@ from src.data.loading import Batch, make_loader
 from src.data.sampling import SequentialBatches
 from src.errors import UserError
 from src.evaluation.classifiers import Classifier, LinearProbe, evaluate_classifiers, fit_logistic_regression
-from src.evaluation.features import FeatureDataset
+from src.evaluation.features import FeatureDataset, Features
 from src.models.backbones import create_backbone
 from src.parallel import collectives
 from tests.helpers import on_ranks
@@ -91,9 +91,9 @@ def _evaluate(features, labels, batch_size):
     probe = LinearProbe(None, 4, 8, [0.1, 2.0])
     for i, classifier in enumerate(probe.classifiers):
         nn.init.normal_(classifier.linear.weight, std=1.0 + i)
-    dataset = FeatureDataset(torch.tensor(features), torch.tensor(labels))
+    dataset = FeatureDataset(Features(torch.tensor(features), torch.tensor(labels), torch.arange(len(labels)), []))
     shares = SequentialBatches(len(dataset), batch_size, rank=collectives.rank(), world_size=collectives.world_size())
-    values = evaluate_classifiers(probe, make_loader(dataset, shares, workers=0), lambda batch: batch)
+    values = evaluate_classifiers(probe, make_loader(dataset, shares, workers=0), lambda batch: batch).values
     logits = probe.logits(torch.tensor(features)).detach().numpy()
     return values, logits, probe.best_top1.numpy()
 
@@ -121,7 +121,7 @@ def test_logistic_regression_is_at_the_optimum(present):
     labels = torch.tensor(present)[torch.randint(0, len(present), (60,), generator=generator)]
     features = torch.randn(60, 5, generator=generator) + labels[:, None]
     probe = LinearProbe(None, 5, 4, [0.1])
-    fit_logistic_regression(probe, FeatureDataset(features, labels))
+    fit_logistic_regression(probe, FeatureDataset(Features(features, labels, torch.arange(len(labels)), [])))
     linear = probe.classifiers[0].linear
     weight = linear.weight[present].detach().double().requires_grad_()
     bias = linear.bias[present].detach().double().requires_grad_()

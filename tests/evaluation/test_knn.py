@@ -57,7 +57,7 @@ def test_training_judges_by_either_rule(patches, majority):
     backbone = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
     train, test = FolderImages(patches / "train"), FolderImages(patches / "test")
     evaluation = KNNEvaluation(train, test, VIEW, PREPARE, k=5, batch_size=16, workers=0, majority=majority)
-    (x, y), (z, labels) = (
+    (x, y, *_), (z, labels, *_) = (
         extract_features(backbone, loader_of(s, VIEW, 16, 0, torch.device("cpu")), PREPARE) for s in (train, test)
     )
     rule = nearest_majority if majority else knn_predict
@@ -95,12 +95,14 @@ def test_top_k_accuracy():
     scores = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.4, 0.35, 0.25], [0.2, 0.3, 0.5]])
     labels = torch.tensor([0, 1, 2, 0])
     assert [top_k_accuracy(scores, labels, k) for k in (1, 2, 3, 5)] == [25, 50, 100, 100]
+    unvoted = torch.tensor([[0.0, 2.0, 0.0], [0.0, 2.0, 0.0]])  # classes without a vote are no answer
+    assert top_k_accuracy(unvoted, torch.tensor([1, 0]), 3) == 50
 
 
 def _features(root):
     backbone = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
     source = FolderImages(root)
-    features, labels = extract_features(backbone, loader_of(source, VIEW, 5, 0, torch.device("cpu")), PREPARE)
+    features, labels, *_ = extract_features(backbone, loader_of(source, VIEW, 5, 0, torch.device("cpu")), PREPARE)
     return features.numpy(), labels.numpy()
 
 
@@ -140,9 +142,10 @@ def test_online_evaluation(patches):
 def test_unreadable_images_are_counted_and_named(tmp_path, patches, capsys):
     for i, path in enumerate(sorted((patches / "test" / "leaf").iterdir())[:4]):
         (tmp_path / f"{i}.png").write_bytes(path.read_bytes() if i != 1 else b"broken")
-    _features(tmp_path)
+    features, labels = _features(tmp_path)
+    assert len(features) == len(labels) == 3
     err = capsys.readouterr().err
-    assert "1 unreadable images were replaced by the ones after them" in err
+    assert "1 images cannot be read and are left out" in err
     assert str(tmp_path / "1.png") in err
     _features(patches / "test")
     assert capsys.readouterr().err == ""

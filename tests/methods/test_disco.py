@@ -376,12 +376,12 @@ def published(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["moco", "disco", "swav"])
 def test_published_files_teach(tmp_path, kind):
     path, network = published(tmp_path, kind)
-    teacher = Teacher(path)
+    teacher = Teacher(path, stem="small")
     images = batch(views=1).crops[0]
     torch.testing.assert_close(teacher(images), unit(network.train(), images))
     assert teacher.width == C
     assert (teacher.queue is not None) == (kind != "swav")
-    again = Teacher(path, training=False, normalise=False)
+    again = Teacher(path, stem="small", training=False, normalise=False)
     assert again.sha256 == teacher.sha256
     network.eval()
     network.load_state_dict(nn.Sequential(again.backbone, again.head).state_dict())
@@ -404,13 +404,13 @@ def test_own_runs_teach(tmp_path):
 def test_files_that_cannot_teach(tmp_path):
     torch.save(create_backbone("resnet18", **SMALL).state_dict(), tmp_path / "backbone.pth")
     with pytest.raises(UserError, match="without its head"):
-        _ = Teacher(tmp_path / "backbone.pth").width
+        _ = Teacher(tmp_path / "backbone.pth", stem="small").width
     path, _ = published(tmp_path, "moco")
     content = torch.load(path)
     content["state_dict"]["module.encoder_q.fc.conv.weight"] = torch.zeros(1)
     torch.save(content, path)
     with pytest.raises(UserError, match="cannot teach: its head is not a chain"):
-        Teacher(path)
+        Teacher(path, stem="small")
     with pytest.raises(UserError, match="does not exist"):
         Teacher(tmp_path / "none.pth")
 

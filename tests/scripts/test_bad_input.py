@@ -207,7 +207,9 @@ def test_evaluation_needs_labels_and_the_same_classes(tmp_path, patches, capsys)
         folder.mkdir(parents=True)
         (folder / "x.png").write_bytes(next((patches / "train" / "leaf").iterdir()).read_bytes())
     base = ["--dump_path", tmp_path, "--workers", 0, "--device", "cpu", "--arch", "resnet18", "--width", 0.125]
-    fails(eval_knn.main, ["--data_path", tmp_path / "other", *base], capsys, "different classes (1 and 2)")
+    fails(
+        eval_knn.main, ["--data_path", tmp_path / "other", *base], capsys, "all training images have the same class (a)"
+    )
     (tmp_path / "flat" / "val").mkdir(parents=True)
     (tmp_path / "flat" / "train").mkdir()
     for split in ("train", "val"):

@@ -48,10 +48,14 @@ ELSEWHERE = {
     "information_compat": "tests/evaluation/test_information.py",
     "use_fp16": "the papers' evaluations have no mixed precision; --precision asks for it",
     "download": "torchvision's own",
+    "extensions": "tests/data/test_folder.py",
+    "channels": "tests/data/test_decoding.py; of the weights, which are made up here",
+    "value_range": "tests/data/test_decoding.py; the images here have 8 bits",
+    "exif_orientation": "tests/data/test_decoding.py; the images here have none",
     "dataset": "tests/data/test_datasets.py",
 }
 VALUES = {
-    "accept_changes": ["lr"],
+    "accept_changes": ["lr"], "teacher_stem": ["small"],
     "lr": ["0.7", "0.1 0.2"], "lr_backbone": ["0.3"], "wd": ["0.1"], "final_lr": ["0.01"], "gamma": ["0.3"],
     "decay_epochs": ["3 5"], "epochs": ["9"], "batch_size": ["4"], "labels_perc": ["25"], "n_last_blocks": ["2"],
     "bicubic": ["true"], "pretrained": ["/w"], "key": ["teacher_backbone"], "crop_size": ["24"], "resize": ["40"],
@@ -78,11 +82,11 @@ def outline(module: types.ModuleType, line: str, patches: Any) -> str:
         raise Captured
 
     def weights(settings: Any) -> Pretrained:
-        asked = settings.judged.pretrained, settings.judged.key, settings.judged.seed, repr(settings.backbone.spec)
+        asked = settings.judged.pretrained, settings.judged.key, settings.judged.seed, repr(settings.backbone.hints)
         found["asked"].append(asked)
         arch = settings.backbone.arch  # resnet18 has maps of 7x7 positions here
         small = BackboneSpec("resnet18", 0.0625, "imagenet" if arch == "resnet18" else "small")
-        spec = settings.backbone.spec if arch == "vit_t" else small
+        spec = BackboneSpec("vit_t") if arch == "vit_t" else small
         return Pretrained(random_backbone(spec, 0), spec, {}, "weights")
 
     def start(*arguments: Any) -> World:

@@ -75,7 +75,7 @@ ELSEWHERE = {
 ALWAYS_FP32 = (main_cwrgp, main_disco)
 # Values of flags whose type tells none, or few that fit the lines
 VALUES = {
-    "accept_changes": ["lr"],
+    "accept_changes": ["lr"], "value_range": ["0 9"], "channels": ["1"], "extensions": [".gif"],
     "T0": ["3"], "arch": ["resnet34"], "batch_size": ["8"], "bn_parts": ["2"], "bs": ["32"], "bunch_size": ["8"],
     "crops_for_assign": ["1 0"], "data_path": ["/y"], "device": ["cuda"], "dim": ["5"], "dist_url": ["tcp://localhost:1"],
     "distill": ["darkrank"], "dump_path": ["/z"], "emb": ["32"], "eval_resize": ["40"], "eval_size": ["12"],

@@ -83,7 +83,7 @@ def test_swav_and_its_relatives(name):
         assert (method.epsilon, method.iterations, method.tolerance, method.hard) == (0.05, 100, 0.1, True)
     if isinstance(method, SwAVDisCo):
         assert method.weight == flags["distill_weight"]
-        assert method._teacher.asked == ((flags["teacher"], None), {"training": False, "normalise": False})
+        assert method._teacher.asked == ((flags["teacher"], None, None), {"training": False, "normalise": False})
     # the optimiser
     assert type(optimizer) is LARC
     (group,) = run.groups

@@ -60,9 +60,15 @@ class BackboneSpec:
         "small_pool: the same with pooling; small_padded: the image padded by a pixel",
         choices=STEMS,
     )
+    channels: int = setting(
+        3,
+        "channels of the images: 3 for RGB, 1 for grey, or as many as the files have (.npy arrays, TIFF pages, bands)",
+        at_least=1,
+        at_most=4096,
+    )
 
     def build(self, drop_path: float = 0.0) -> nn.Module:
-        return create_backbone(self.arch, width=self.width, stem=self.stem, drop_path=drop_path)
+        return create_backbone(self.arch, width=self.width, stem=self.stem, drop_path=drop_path, channels=self.channels)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ class ResidualStart:
     zero_init_residual: bool = setting(False, "residual branches of ResNets start at zero")
 
 
-def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0) -> nn.Module:
+def create_backbone(
+    name: str, *, width: float = 1.0, stem: str = "imagenet", drop_path: float = 0.0, channels: int = 3
+) -> nn.Module:
     """Builds a backbone with fresh weights; call :func:`initialize` on the finished network.
 
     Args:
@@ -81,6 +89,7 @@ def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", dr
         width: further factor on the channels of our ResNets (0.25: a network a CPU can train).
         stem: one of STEMS: 7x7 stride 2 and max pool, 3x3 without pool, 3x3 with pool; our ResNets only.
         drop_path: stochastic depth, for transformers and timm models that know it.
+        channels: of the images.
 
     Raises UserError for an unknown name or an option that the model does not have.
     """
@@ -92,17 +101,17 @@ def create_backbone(name: str, *, width: float = 1.0, stem: str = "imagenet", dr
         if drop_path:
             raise UserError(f"{name} has no stochastic depth; use a timm model, or drop_path 0")
         block, depths, own_width = RESNETS[name]
-        return ResNet(block, depths, own_width * width, stem=stem)
+        return ResNet(block, depths, own_width * width, stem=stem, channels=channels)
     if width != 1.0 or stem != "imagenet":
         raise UserError(f"width and stem are options of our ResNets, not of {name!r}")
     if name in ("vit_t", "vit_s", "vit_b"):
         from .vit import VisionTransformer  # imports timm
 
-        return VisionTransformer(name, drop_path)
-    return _timm_backbone(name, drop_path)
+        return VisionTransformer(name, drop_path, channels)
+    return _timm_backbone(name, drop_path, channels)
 
 
-def _timm_backbone(name: str, drop_path: float) -> nn.Module:
+def _timm_backbone(name: str, drop_path: float, channels: int) -> nn.Module:
     import timm  # takes a second to import, and most runs do not need it
 
     name = ALIASES.get(name, name)
@@ -111,7 +120,7 @@ def _timm_backbone(name: str, drop_path: float) -> nn.Module:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise UserError(f"unknown backbone {name!r}{hint} (ours: {', '.join(RESNETS)}; or any timm name)")
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    options: dict[str, Any] = {"in_chans": channels} | ({"drop_path_rate": drop_path} if drop_path else {})
     try:
         model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # only transformers take other image sizes by an option; convolutions always do

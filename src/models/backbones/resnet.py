@@ -85,6 +85,7 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         width: float = 1.0,
         stem: str = "imagenet",
+        channels: int = 3,
     ) -> None:
         super().__init__()
         planes = [max(1, round(64 * width * 2**stage)) for stage in range(4)]
@@ -93,9 +94,9 @@ class ResNet(nn.Module):
         self.pools = stem in ("imagenet", "small_pool")
         self.pads = stem == "small_padded"
         if stem != "imagenet":
-            self.conv1 = _conv3x3(3, planes[0])
+            self.conv1 = _conv3x3(channels, planes[0])
         else:
-            self.conv1 = nn.Conv2d(3, planes[0], kernel_size=7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(channels, planes[0], kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
         self._channels = planes[0]
         self.layer1 = self._stage(block, planes[0], depths[0], stride=1)

@@ -23,13 +23,15 @@ class VisionTransformer(TimmViT):
     Args:
         name: one of VITS.
         drop_path: stochastic depth, from 0 in the first block to this in the last.
+        channels: of the images.
     """
 
-    def __init__(self, name: str, drop_path: float = 0.0) -> None:
+    def __init__(self, name: str, drop_path: float = 0.0, channels: int = 3) -> None:
         width, heads = VITS[name]
         super().__init__(
             img_size=SIDE * PATCH,
             patch_size=PATCH,
+            in_chans=channels,
             embed_dim=width,
             depth=DEPTH,
             num_heads=heads,

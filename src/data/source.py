@@ -1,0 +1,123 @@
+"""A list of images, and parts of one."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import UserError
+from .decoding import Decoding, Opened
+from .labels import UNLABELLED
+
+
+class ImageSource(Protocol):
+    """A list of images.
+
+    Attributes:
+        labels: class numbers from 0 on; -1 where there is none.
+        classes: their names.
+        decoding: how its images become levels.
+        left_out: what was found at its place and is not among the images, in words.
+    """
+
+    labels: list[int]
+    classes: list[str]
+    decoding: Decoding
+    left_out: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Opened:
+        """The image in its own mode, perhaps not decoded yet; a bad file raises an exception here or then."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call the image in a message."""
+        ...
+
+    def relative_name(self, index: int) -> str:
+        """The same without where the set lies, so that it stays when the set is moved."""
+        ...
+
+
+class Subset:
+    """Some images of a source, by index."""
+
+    def __init__(self, source: ImageSource, indices: Iterable[int]) -> None:
+        self._source = source
+        self._indices = list(indices)
+        self.labels = [source.labels[index] for index in self._indices]
+        self.classes, self.decoding, self.left_out = source.classes, source.decoding, source.left_out
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def open(self, index: int) -> Opened:
+        return self._source.open(self._indices[index])
+
+    def name(self, index: int) -> str:
+        return self._source.name(self._indices[index])
+
+    def relative_name(self, index: int) -> str:
+        return self._source.relative_name(self._indices[index])
+
+
+def first_images(source: ImageSource, count: int) -> ImageSource:
+    """The first ``count`` images, as the published code's ``size_dataset``; -1 stands for all.
+
+    Folders are sorted by class, so a small count holds only the first classes.
+    """
+    if count == -1:
+        return source
+    if not 0 < count <= len(source):
+        raise UserError(f"--size_dataset {count}: expected 1 to {len(source)}, the images there are")
+    return Subset(source, range(count))
+
+
+def evenly_spread(source: ImageSource, count: int) -> ImageSource:
+    """``count`` images evenly spread over a source, so over its classes; the source itself when it is not larger."""
+    if count >= len(source):
+        return source
+    return Subset(source, (index * len(source) // count for index in range(count)))
+
+
+def require_labels(source: ImageSource, where: str | Path) -> None:
+    """Raises UserError for a source in which no image has a label."""
+    if all(label == UNLABELLED for label in source.labels):
+        raise UserError(f"{where} has no class folders, and labels are needed here: expected {where}/CLASS/IMAGE")
+
+
+def labelled(source: ImageSource) -> ImageSource:
+    """The images with a label; the source itself where all have one."""
+    indices = [index for index, label in enumerate(source.labels) if label != UNLABELLED]
+    if len(indices) == len(source):
+        return source
+    some = Subset(source, indices)
+    some.left_out = [*source.left_out, f"{len(source) - len(indices)} without a label"]
+    return some
+
+
+class Relabelled(Subset):
+    """All images of a source, with the class numbers of another one."""
+
+    def __init__(self, source: ImageSource, classes: list[str]) -> None:
+        super().__init__(source, range(len(source)))
+        number = {name: label for label, name in enumerate(classes)}
+        self.labels = [number[source.classes[label]] if label >= 0 else label for label in source.labels]
+        self.classes = classes
+
+
+def as_classes_of(train: ImageSource, test: ImageSource) -> ImageSource:
+    """Test images with the class numbers of the training images, whose classes they may lack some of.
+
+    Raises UserError for a test class that no training image has, and where there is one class only.
+    """
+    if len(train.classes) < 2:
+        names = " ".join(train.classes)
+        raise UserError(f"all training images have the same class ({names}): expected train/CLASS/IMAGE")
+    unknown = [name for name in test.classes if name not in set(train.classes)]
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} of the {len(test.classes)} classes of the test images have no training images "
+            f"(such as {unknown[0]})"
+        )
+    return test if list(test.classes) == list(train.classes) else Relabelled(test, train.classes)

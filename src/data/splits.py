@@ -1,0 +1,76 @@
+"""Which folder or file is which split, told by its name."""
+
+import os
+from pathlib import Path
+
+from ..errors import UserError
+from .source import ImageSource
+
+
+# Kinds of data whose path is one split
+OWN_KINDS = ("folder", "lmdb", "webdataset", "in100")
+# What folders of splits are called
+_TRAINING = frozenset({"train", "training", "trainset", "train_set"})
+_SPLITS = _TRAINING | {
+    *("val", "valid", "validation", "valset", "val_set", "dev", "eval", "test", "testing", "testset", "test_set"),
+    *("unlabeled", "unlabelled", "extra"),
+}
+
+
+def refuse_splits(source: ImageSource, path: str | Path) -> None:
+    """Raises UserError where the "classes" are splits: the folder above the training images is a likely slip."""
+    names = {name.lower(): name for name in source.classes}
+    if len(names) > 1 and names.keys() <= _SPLITS and names.keys() & _TRAINING:
+        train = next(names[name] for name in sorted(names) if name in _TRAINING)
+        raise UserError(
+            f"{path} holds {' and '.join(source.classes)}, which are splits and no classes; pre-training takes the "
+            f"training folder: {Path(path) / train}"
+        )
+
+
+def _names(dataset: str, split: str) -> list[str]:
+    """What a split may be called, with the ending of a format that is a file."""
+    names = ["train"] if split == "train" else ["val", "test"]
+    return [name + ".lmdb" for name in names] if dataset == "lmdb" else names
+
+
+def find_split(dataset: str, root: str | Path, split: str) -> Path:
+    """``train`` below an evaluation root, or its ``val`` (also named ``test``)."""
+    if not Path(root).exists():
+        raise UserError(f"{root} does not exist")
+    names = _names(dataset, split)
+    for name in names:
+        if (Path(root) / name).exists():
+            return Path(root) / name
+    kind = "file" if dataset == "lmdb" else "folder"
+    raise UserError(f"{root} has no {kind} {' or '.join(names)}; evaluation takes the folder that holds train and val")
+
+
+def find_classifier_images(dataset: str, root: str | Path) -> Path:
+    """What classifiers are trained on: ``clf`` where there is one, as in CW-RGP's ImageNet-100, else ``train``."""
+    classifier = Path(root) / "clf"
+    return classifier if classifier.is_dir() else find_split(dataset, root, "train")
+
+
+def name_of_data(path: str) -> str:
+    """What to call the data at a path: ``imagenet`` for ``/data/imagenet/train``."""
+    parts = [part for part in Path(path).absolute().parts if part not in ("/", "train", "val", "test", "train.lmdb")]
+    name = parts[-1] if parts else "data"
+    return "".join(c if c.isalnum() or c in ".-_" else "_" for c in name)
+
+
+def find_training(dataset: str, root: str | Path) -> str | Path:
+    """The ``train`` below a root that has one; otherwise the root, which then is the training images themselves."""
+    if dataset in OWN_KINDS and any((Path(root) / name).exists() for name in ("train", "train.lmdb")):
+        return find_split(dataset, root, "train")
+    return root
+
+
+def find_val_beside(dataset: str, train: str | Path) -> Path:
+    """The ``val`` or ``test`` beside the training split."""
+    names = _names(dataset, "test")
+    for name in names:
+        path = Path(os.path.abspath(train)).parent / name  # as it was given: not where a link leads
+        if path.exists():
+            return path
+    raise UserError(f"no {' or '.join(names)} beside {train}: pass the validation images with --val_path")
