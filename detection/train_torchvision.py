@@ -28,6 +28,7 @@ from src import cli
 from src.checkpoints import identity
 from src.checkpoints.files import describe_mismatch, read_file, write_atomically
 from src.checkpoints.layouts import resnet_in
+from src.engine.finite import all_finite_everywhere, tensors_in
 from src.engine.seeding import seed_everything
 from src.errors import Diverged, UserError
 from src.models.pretrained import Hints, fingerprint, load_backbone, name_of_weights
@@ -294,6 +295,10 @@ def fit(
             if world.is_main:
                 parts = "  ".join(f"{name.removeprefix('loss_')} {float(value):.3f}" for name, value in losses.items())
                 print(f"iteration {step}/{args.iterations}  loss {float(loss):.4f}  {parts}", flush=True)
+        if step % args.save_every == 0 or step == args.iterations:
+            state = [model.state_dict(), optimizer.state_dict()["state"]]
+            if not all_finite_everywhere(tensors_in(state), world.device):
+                raise Diverged(f"weights are not finite after iteration {step}; the last checkpoint is from before")
         if (step % args.save_every == 0 or step == args.iterations) and world.is_main:
             save(Path(args.dump_path) / "detector.pth", step, model, optimizer, became)
 

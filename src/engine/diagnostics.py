@@ -20,15 +20,21 @@ def feature_std(embeddings: Tensor) -> Tensor:
     return unit.std(dim=0, unbiased=False).mean() * math.sqrt(unit.shape[1])
 
 
+def singular_values(matrix: Tensor) -> Tensor:
+    """Of (n, D), falling; all nan for a matrix that is not finite, which torch refuses to decompose."""
+    finite = torch.isfinite(matrix).all()
+    return torch.where(finite, torch.linalg.svdvals(torch.nan_to_num(matrix, 0.0, 0.0, 0.0)), torch.nan)
+
+
 @torch.no_grad()
 def rankme(embeddings: Tensor) -> Tensor:
     """Effective rank of embeddings (n, D): the exponential of the entropy of their normalised singular values.
 
     RankMe (Garrido et al. 2023, arXiv 2210.02885, eq. 1). Between 1 and min(n, D); for fewer samples than dimensions
-    it is bounded by the batch.
+    it is bounded by the batch. nan for embeddings that are not finite.
     """
-    singular_values = torch.linalg.svdvals(embeddings.float())
-    p = singular_values / singular_values.sum().clamp_min(1e-12) + 1e-7
+    values = singular_values(embeddings.float())
+    p = values / values.sum().clamp_min(1e-12) + 1e-7
     return torch.exp(-(p * p.log()).sum())
 
 

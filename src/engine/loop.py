@@ -28,6 +28,7 @@ from ..parallel import collectives
 from ..parallel.agreement import Agreement
 from ..parallel.sharding import is_sharded
 from .diagnostics import HealthMonitor
+from .finite import all_finite_everywhere, tensors_in
 from .interval import Interval
 from .method import Method
 from .monitor import Monitor, duration, number
@@ -35,6 +36,8 @@ from .precision import Precision
 from .signals import StopSignal
 
 Schedule = Callable[[Clock], float]
+
+_ADVICE = "Try a lower learning rate, a longer warm-up, a bound on the gradient norm, or --precision fp32"
 
 
 class Evaluation(NamedTuple):
@@ -265,8 +268,7 @@ class Training:
         if self._bad_steps.item():
             raise Diverged(
                 f"the loss is not finite (in the {self.log_every} steps up to step {clock.step} of epoch "
-                f"{clock.epoch}); the last checkpoint is from before. Try a lower learning rate, a longer warm-up, "
-                "or --precision fp32"
+                f"{clock.epoch}); the last checkpoint is from before. {_ADVICE}"
             )
         seconds = time.perf_counter() - interval.started
         rate = interval.images / seconds
@@ -300,6 +302,7 @@ class Training:
         due = [one for one in self.evaluations if one.unit == unit and (is_last or done % one.every == 0)]
         if not due:
             return
+        self._require_finite()
         self.method.eval()
         collectives.broadcast_([b for n, b in self.method.named_buffers() if n not in self.state.per_rank_buffers])
         values: dict[str, float] = {}
@@ -312,10 +315,19 @@ class Training:
         listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())
         self.monitor.say(f"after {unit} {done}: {listing}")
 
+    def _require_finite(self) -> None:
+        """Raises Diverged, on all ranks, where a loss so far or anything that a checkpoint holds is not finite."""
+        state = [self.method.state_dict(), self.optimizer.state_dict()["state"]]
+        loss = torch.where(self._bad_steps > 0, torch.nan, 0.0)
+        if not all_finite_everywhere([*tensors_in(state), loss], self.device):
+            raise Diverged(
+                f"weights, or what else a checkpoint holds, are not finite after step {self.clock.step}; no checkpoint "
+                f"is written, the last one is from before. {_ADVICE}"
+            )
+
     def _save(self, epoch_finished: bool) -> None:
         if self.checkpoints is None or self._saved_step == self.clock.step:
             return
-        if self._bad_steps.item():
-            raise Diverged(f"the loss is not finite before step {self.clock.step}; no checkpoint is written")
+        self._require_finite()
         self.checkpoints.save(self.state, epoch_finished)
         self._saved_step = self.clock.step

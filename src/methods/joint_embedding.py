@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..clock import Clock
 from ..data.loading import Batch
-from ..engine.diagnostics import Check, feature_std, rankme
+from ..engine.diagnostics import Check, feature_std, rankme, singular_values
 from ..engine.method import Method
 from ..models.backbones import BackboneSpec, ResidualStart, feature_width, initialize
 from ..models.backbones.resnet import ResNet
@@ -32,7 +32,7 @@ def spectrum(embeddings_nd: Tensor, axis: int = 1) -> Tensor:
     ``axis`` as in :mod:`src.ops.whitening`; 1 is the usual covariance of the features over the batch.
     """
     centred = embeddings_nd.float() - embeddings_nd.float().mean(dim=1 - axis, keepdim=True)
-    eigenvalues = torch.linalg.svdvals(centred).square()
+    eigenvalues = singular_values(centred).square()
     return eigenvalues / eigenvalues.sum().clamp_min(1e-12)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.engine.diagnostics import Check, HealthMonitor, feature_std, mean_entropy, rankme
+from src.engine.diagnostics import Check, HealthMonitor, feature_std, mean_entropy, rankme, singular_values
 
 
 def test_feature_std_is_one_on_the_sphere_and_zero_at_a_point():
@@ -23,6 +23,14 @@ def test_rankme_counts_directions():
     p = s / s.sum()
     expected = math.exp(-(p * np.log(p)).sum())
     assert rankme(codes @ torch.diag(torch.tensor([5, 1, 1, 1, 1.0]))).item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_has_no_rank_and_raises_nothing(bad):
+    rows = torch.randn(8, 4)
+    rows[3, 2] = bad
+    assert math.isnan(rankme(rows).item())
+    assert singular_values(rows).isnan().all()
 
 
 def test_mean_entropy():

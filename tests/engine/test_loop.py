@@ -74,7 +74,7 @@ class Regression(Method):
         return list(self.health)
 
 
-def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, **options):
+def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, keep_last=2, **options):
     method = method or Regression()
     batches = ResumableBatches(24, batch_size)
     clock = Clock(len(batches) // options.get("accumulate", 1), epochs)
@@ -91,7 +91,7 @@ def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, **options)
         device=CPU,
         precision=choose_precision(options.pop("precision", "fp32"), CPU),
         monitor=Monitor(folder),
-        checkpoints=None if folder is None else CheckpointStore(folder, {}),
+        checkpoints=None if folder is None else CheckpointStore(folder, {}, keep_last=keep_last),
         **options,
     )
     if folder is not None:
@@ -209,6 +209,51 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_after_it(tmp_
     steps = [int(path.stem.split("-")[1]) for path in (tmp_path / "checkpoints").glob("step-*.pth")]
     assert all(step <= poison_at for step in steps)
     assert (tmp_path / "checkpoints").exists() == (poison_at > 0)
+
+
+@pytest.mark.parametrize("broken", ["gradient", "buffer", "optimiser", "queue"])
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, broken, keep_last):
+    """The loss stays finite; the last good checkpoint stays, and a restart from it runs to the end."""
+
+    class Breaks(Regression):
+        break_at = 8
+
+        def after_backward(self, clock):
+            super().after_backward(clock)
+            if clock.step == self.break_at and broken == "gradient":
+                self.backbone[0].weight.grad[0, 0] = float("nan")
+
+        def after_step(self, clock):
+            super().after_step(clock)
+            if clock.step == self.break_at and broken == "buffer":
+                self.average[0, 0] = float("inf")
+            if clock.step == self.break_at and broken == "queue":
+                self.queue[-1] = float("-inf")
+            if clock.step == self.break_at and broken == "optimiser":
+                training.optimizer.state[self.backbone[0].weight]["momentum_buffer"][0, 0] = float("nan")
+
+    training = make(tmp_path, Breaks(), keep_last=keep_last, save_every=4)
+    with pytest.raises(Diverged, match="no checkpoint is written, the last one is from before"):
+        training.run()
+    steps = sorted(int(path.stem.split("-")[1]) for path in (tmp_path / "checkpoints").glob("step-*.pth"))
+    assert steps == [4, 6, 8][-keep_last:]
+    method = Breaks()
+    method.break_at = None
+    again = make(tmp_path, method, keep_last=keep_last)
+    again.restore("auto")
+    assert again.clock.step == 8
+    assert again.run() is None
+
+
+def test_nothing_is_judged_once_it_is_not_finite(tmp_path):
+    judged = []
+    training = make(
+        tmp_path, Regression(poison_at=7), evaluations=[Evaluation(1, lambda: judged.append(1) or {})], log_every=50
+    )
+    with pytest.raises(Diverged):
+        training.run()
+    assert judged == [1]
 
 
 def test_nothing_is_read_from_the_device_between_log_lines(monkeypatch):
