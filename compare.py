@@ -42,14 +42,25 @@ class Run(NamedTuple):
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
 def read(folder: Path) -> Run:
-    """Reads whatever of a run's files is there; raises UserError for a folder without any."""
+    """Reads whatever of a run's files is there; raises UserError for a folder without any, and for damaged files."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
+    try:
+        return _read(folder)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{folder} holds a log or results that are no run's ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _read(folder: Path) -> Run:
     log = folder / "log.jsonl"
     train, evaluations = (read_log(log, kind) if log.exists() else [] for kind in ("train", "evaluation"))
     settings = read_json(folder / "settings.json") if (folder / "settings.json").exists() else {}
@@ -63,7 +74,8 @@ def read(folder: Path) -> Run:
         last = train[-1]
         values["epochs"] = f"{last['epoch'] + 1}/{flags.get('epochs', '?')}"
         values["loss"] = "not finite" if last["loss"] is None else number(last["loss"])
-        values["img/s"] = number(sorted(r["images_per_second"] for r in train)[len(train) // 2])
+        rates = sorted(r["images_per_second"] for r in train if "images_per_second" in r)
+        values["img/s"] = number(rates[len(rates) // 2]) if rates else "?"
     for name in {name: None for record in evaluations for name in record if name.endswith("top1")}:
         series = [record[name] for record in evaluations if record.get(name) is not None]
         values[f"online {name.replace('_', ' ')}"] = f"{series[-1]:.2f} (best {max(series):.2f})"

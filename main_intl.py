@@ -23,7 +23,7 @@ from src.data.small_sets import INTL_MEAN, INTL_STD, evaluation_resize, known_se
 from src.data.splits import find_training
 from src.data.view_sets import IntlViewSettings
 from src.data.view_sets.intl import MULTI_CROP
-from src.engine.loop import Evaluation
+from src.engine.judging import Evaluation
 from src.engine.monitor import Monitor, number
 from src.engine.precision import PrecisionSettings
 from src.errors import UserError

@@ -19,7 +19,8 @@ from src.clock import Clock
 from src.data.splits import find_training
 from src.data.view_sets import TwistViewSettings
 from src.data.views import View
-from src.engine.loop import Evaluation, Schedule
+from src.engine.judging import Evaluation
+from src.engine.loop import Schedule
 from src.engine.monitor import Monitor, number
 from src.engine.precision import PrecisionSettings
 from src.errors import UserError

@@ -28,6 +28,7 @@ from src import cli
 from src.checkpoints import identity
 from src.checkpoints.files import describe_mismatch, read_file, write_atomically
 from src.checkpoints.layouts import resnet_in
+from src.engine.alone import alone_in
 from src.engine.finite import all_finite_everywhere, tensors_in
 from src.engine.seeding import seed_everything
 from src.errors import Diverged, UserError
@@ -217,11 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if train is not None:
         became["train_images"] = train.fingerprint()
-    step = restore(folder / "detector.pth", model, optimizer, became, args)
-    if args.eval_only and step == 0:
-        raise UserError(f"--eval_only: there is no detector.pth in {folder}")
-    if train is not None:
-        fit(args, model, optimizer, train, step, world, became)
+    with alone_in(folder):
+        step = restore(folder / "detector.pth", model, optimizer, became, args)
+        if args.eval_only and step == 0:
+            raise UserError(f"--eval_only: there is no detector.pth in {folder}")
+        if train is not None:
+            fit(args, model, optimizer, train, step, world, became)
     result = judge(model, test, args, world)
     if world.is_main:
         print("  ".join(f"{name} {value:.2f}" for name, value in result.items()))

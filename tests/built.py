@@ -13,7 +13,7 @@ from PIL import Image
 
 from src import pretraining
 from src.data.decoding import Decoding
-from src.engine.loop import Evaluation
+from src.engine.judging import Evaluation
 from src.evaluation import classification, protocols
 from src.evaluation.protocols import Protocol
 from src.methods import disco, swav_disco
@@ -158,6 +158,7 @@ def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_me
             (running, "find_val_beside", lambda *_: "val"),
             (running, "Training", capture),
             (running, "Monitor", monitor),
+            (running, "alone_in", lambda _: contextlib.nullcontext()),
             (running.launch, "start", answer(world)),
             (running, "seed_everything", seed_everything),
             (running, "choose_precision", choose_precision),

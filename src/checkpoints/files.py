@@ -109,12 +109,17 @@ def write_settings(
 def link(source: Path, target: Path) -> None:
     """Makes ``target`` another name of ``source``, atomically; a copy where the file system has no hard links."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
 
 
 def read_file(path: str | Path) -> Any:

@@ -12,7 +12,8 @@ The last two are hard links where the file system has them, so they cost no spac
 
 A file is a dict of ``format``, ``epoch`` (finished epochs), ``step``, ``steps_per_epoch``, ``state_dict``,
 ``per_rank`` (one dict per rank: its own buffers and random state), ``optimizer``, ``scaler``, ``settings``,
-``world_size`` and ``batch_size``; it loads with ``weights_only=True``.
+``world_size`` and ``batch_size``, and, unless it is an older one, a ``checksum`` over all of them;
+it loads with ``weights_only=True``.
 """
 
 import re
@@ -29,10 +30,10 @@ from ..errors import UserError
 from ..parallel import collectives
 from ..parallel.sharding import part_like, whole
 from . import identity
-from .files import describe_mismatch, link, read_file, write_atomically
+from .checksum import FIELD, checksum
+from .files import describe_mismatch, link, write_atomically
+from .run_file import FORMAT, read_run
 from .weights import write_weights
-
-FORMAT = "ssl-vision-training/1"
 
 
 @dataclass
@@ -123,6 +124,7 @@ class CheckpointStore:
             "world_size": collectives.world_size(),
             "batch_size": state.batch_size,
         }
+        content[FIELD] = checksum(content)
         path = self.history / f"step-{clock.step:09d}.pth"
         write_atomically(path, lambda file: torch.save(content, file))
         link(path, self.folder / "checkpoint.pth.tar")
@@ -195,7 +197,12 @@ class CheckpointStore:
                 f"{chosen} has gone through {content['epoch']} epochs, and {state.clock.epochs} are asked for: choose "
                 "another --dump_path"
             )
-        _restore(state, content, chosen, warn)
+        try:
+            _restore(state, content, chosen, warn)
+        except UserError:
+            raise
+        except Exception as error:  # a file that somebody has changed may hold anything
+            raise UserError(f"{chosen} is damaged or of another program: {type(error).__name__}: {error}") from None
         if changes and collectives.is_main():
             warn(f"settings changed since the checkpoint was written: {changes}")
         return Path(chosen)
@@ -214,42 +221,6 @@ class CheckpointStore:
             return None
         read_run(which)
         return which
-
-
-def read_run(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours; raises UserError for anything else."""
-    content = read_file(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is not a training checkpoint of this program")
-    check_run(content, path)
-    return content
-
-
-# Entries of a checkpoint, and the largest count that one may have: more is a damaged file
-_ENTRIES: dict[str, type] = {
-    **dict.fromkeys(("epoch", "step", "steps_per_epoch", "world_size", "batch_size"), int),
-    **dict.fromkeys(("state_dict", "optimizer", "scaler", "settings"), dict),
-    "per_rank": list,
-}
-_MOST = 10**15
-
-
-def check_run(content: Mapping[str, Any], path: object) -> None:
-    """Raises UserError where an entry of a checkpoint is missing, of another type or out of all bounds."""
-    for name, kind in _ENTRIES.items():
-        value = content.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{path} is damaged: its {name} is {type(value).__name__}, expected {kind.__name__}")
-        if isinstance(value, int) and not 0 <= value <= _MOST:
-            raise UserError(f"{path} is damaged: its {name} is {value}")
-    if min(content["steps_per_epoch"], content["world_size"], content["batch_size"]) < 1:
-        raise UserError(f"{path} is damaged: it has no steps, processes or images")
-    if len(content["per_rank"]) != content["world_size"]:
-        raise UserError(f"{path} is damaged: it has {len(content['per_rank'])} of {content['world_size']} processes")
-    if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in content["state_dict"].items()):
-        raise UserError(f"{path} is damaged: its state_dict holds other things than tensors")
-    if not all(isinstance(part, dict) and {"buffers", "rng"} <= part.keys() for part in content["per_rank"]):
-        raise UserError(f"{path} is damaged: its per_rank lacks buffers or random states")
 
 
 def _epoch_in_name(path: Path) -> int:

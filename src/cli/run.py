@@ -27,6 +27,10 @@ def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    if code > 128 and collectives.is_active():
+        # a signal: other ranks may wait in a collective, or be gone
+        sys.stdout.flush()
+        os._exit(code)
     launch.stop()
     sys.exit(code)
 

@@ -47,15 +47,24 @@ class LMDBImages:
         import_lmdb()
         if not os.path.exists(self.path):
             raise UserError(f"{self.path} does not exist")
-        meta = self._get(b"__meta__")
+        try:
+            meta = self._get(b"__meta__")
+        except OSError as error:
+            raise UserError(f"{self.path}: {error}") from None
         if meta is None:
             _environments.pop(self.path)[1].close()  # so that a writer of this process may go on with it
             raise UserError(f"{self.path} holds no finished image set; run scripts/make_lmdb.py again to finish it")
-        description = json.loads(meta)
-        if description.get("format") != FORMAT:
-            raise UserError(f"{self.path} has the format {description.get('format')!r}, expected {FORMAT!r}")
-        self.classes: list[str] = description["classes"]
-        self.labels: list[int] = np.frombuffer(self._get(b"__labels__") or b"", dtype="<i8").tolist()
+        try:
+            description = json.loads(meta)
+            found = description["format"]
+            self.classes: list[str] = [str(name) for name in description["classes"]]
+            self.labels: list[int] = np.frombuffer(self._get(b"__labels__") or b"", dtype="<i8").tolist()
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} is damaged: its description cannot be read ({type(error).__name__})") from None
+        if found != FORMAT:
+            raise UserError(f"{self.path} has the format {found!r}, expected {FORMAT!r}")
+        if len(self.labels) != description.get("images") or not all(-1 <= n < len(self.classes) for n in self.labels):
+            raise UserError(f"{self.path} is damaged: its labels are not those of its images and classes")
         self._names: list[str] | None = None
 
     def __len__(self) -> int:
@@ -73,11 +82,15 @@ class LMDBImages:
     def relative_name(self, index: int) -> str:
         if self._names is None:
             self._names = (self._get(b"__names__") or b"").decode(errors="surrogateescape").split("\n")
-        return self._names[index]
+        return self._names[index] if index < len(self._names) else f"image {index}"
 
     def _get(self, key: bytes) -> bytes | None:
-        with _environment(self.path).begin() as transaction:
-            value = transaction.get(key)
+        lmdb = import_lmdb()
+        try:
+            with _environment(self.path).begin() as transaction:
+                value = transaction.get(key)
+        except lmdb.Error as error:
+            raise OSError(f"the LMDB file is damaged: {error}") from None
         return None if value is None else bytes(value)
 
 
@@ -98,5 +111,9 @@ def _environment(path: str) -> Any:
         )
     except lmdb.Error as error:
         raise UserError(f"{path} is not a readable LMDB file: {error}") from None
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if os.path.getsize(path) < needed:  # reading what is not there would kill the process
+        environment.close()
+        raise UserError(f"{path} is cut off: {os.path.getsize(path):,} of {needed:,} bytes")
     _environments[path] = (os.getpid(), environment)
     return environment

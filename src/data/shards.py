@@ -133,16 +133,34 @@ def read_index(path: str) -> ShardIndex:
     try:
         if listing.stat().st_mtime_ns >= os.stat(path).st_mtime_ns:
             with np.load(listing, allow_pickle=False) as columns:
-                return ShardIndex(*(columns[name] for name in ShardIndex._fields))
-    except (OSError, ValueError, KeyError):
-        pass  # there is none, or none that is any use
+                found = ShardIndex(*(columns[name] for name in ShardIndex._fields))
+            if _fits(found, os.path.getsize(path)):
+                return found
+    except Exception:  # there is none, or none that is any use: damaged files make numpy raise all kinds
+        pass
     try:
         index = _scan(path)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path} is not a readable tar file: {str(error).splitlines()[0]}") from None
+    except UserError:
+        raise
+    except Exception as error:  # headers that are damaged in other ways
+        raise UserError(f"{path} is not a readable tar file ({type(error).__name__})") from None
+    if not _fits(index, os.path.getsize(path)):
+        raise UserError(f"{path} is cut off in the middle of an image")
     with contextlib.suppress(UserError):  # a read-only place: the next start scans again
         write_atomically(listing, lambda file: np.savez(file, **index._asdict()))
     return index
+
+
+def _fits(index: ShardIndex, size: int) -> bool:
+    """Whether a list can be that of a shard of so many bytes."""
+    kinds = [column.dtype.kind for column in index]
+    lengths = {len(column) for column in index}
+    if kinds != ["i", "i", "i", "U"] or len(lengths) != 1:
+        return False
+    ends = index.offsets + index.sizes
+    return not len(ends) or bool(index.offsets.min() >= 0 and index.sizes.min() >= 0 and ends.max() <= size)
 
 
 def _scan(path: str) -> ShardIndex:

@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,35 +28,17 @@ from ..parallel.agreement import Agreement
 from ..parallel.sharding import is_sharded
 from .diagnostics import HealthMonitor
 from .finite import all_finite_everywhere, tensors_in
+from .garbage import collected_between_steps
 from .interval import Interval
+from .judging import Evaluation, Judging
 from .method import Method
 from .monitor import Monitor, duration, number
 from .precision import Precision
-from .signals import StopSignal
+from .signals import Stopped, StopSignal
 
 Schedule = Callable[[Clock], float]
 
 _ADVICE = "Try a lower learning rate, a longer warm-up, a bound on the gradient norm, or --precision fp32"
-
-
-class Evaluation(NamedTuple):
-    """What judges the method (in eval mode) after every so many epochs, or steps, and after the last, on all ranks."""
-
-    every: int
-    judge: Callable[[], Mapping[str, float]]
-    unit: str = "epoch"
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """No pauses for cycles at random moments, which differ between ranks, so that each waits for every other's."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclass
@@ -122,6 +103,7 @@ class Training:
             self.clock,
             batch_size=self.batches.batch_size * self.accumulate * collectives.world_size(),
         )
+        self.judging = Judging(self.method, self.evaluations, self.monitor, self.clock, self.last_step)
         self.health = HealthMonitor(self.method.health_checks())
         self._bad_steps = torch.zeros((), device=self.device)
         self._unreadable: set[str] = set()
@@ -154,25 +136,50 @@ class Training:
         Raises Diverged when the loss stops being finite; no checkpoint is written after that happened.
         """
         self.monitor.start_bar(self.clock, self.last_step)
-        agreement = Agreement()
-        with StopSignal() as stop, _without_garbage_collection():
-            if self.clock.step == 0:
-                self._first_look()
-            while self.clock.step < self.last_step:
-                stopped = self._epoch(stop, agreement)
-                finished = self.clock.step_in_epoch == 0
-                with self._interval.paused():
-                    if finished and not stopped:
-                        self._evaluate("epoch", self.clock.epoch, self.clock.step >= self.last_step)
-                    if finished or stopped or self.clock.step >= self.last_step:
-                        self._save(epoch_finished=finished)
-                if stopped:
-                    self.monitor.say(f"stopped by a signal after step {self.clock.step}; saved")
-                    return stop.number if stop.number is not None else int(signal.SIGTERM)
-        agreement.finish()
+        with StopSignal() as stop, collected_between_steps():
+            try:
+                stopped = self._epochs(stop)
+            except (Stopped, RuntimeError) as error:
+                # a collective that fails after the signal is one that another rank has left
+                if stop.number is None or isinstance(error, Diverged):
+                    raise
+                self.monitor.say(f"stopped by a signal; step {max(self._saved_step, 0)} is the last one that is saved")
+                return stop.number
+        if stopped:
+            self.monitor.say(f"stopped by a signal after step {self.clock.step}; saved")
+            return stop.number if stop.number is not None else int(signal.SIGTERM)
         if self._unreadable:
             self.monitor.warn(f"{len(self._unreadable)} unreadable images were replaced by the ones after them")
         return None
+
+    def _epochs(self, stop: StopSignal) -> bool:
+        """All epochs that are left; True when a signal has stopped them.
+
+        An epoch is saved before it is judged, so that a signal, or a kill, in an evaluation loses nothing: the next
+        start judges first.
+        """
+        agreement = Agreement()
+        if self.clock.step == 0:
+            with stop.interruptible():
+                self._first_look()
+        elif self.judging.is_unjudged():
+            self._judge_epoch(stop)
+        while self.clock.step < self.last_step:
+            stopped = self._epoch(stop, agreement)
+            finished = self.clock.step_in_epoch == 0
+            with self._interval.paused():
+                if finished or stopped or self.clock.step >= self.last_step:
+                    self._save(epoch_finished=finished)
+                if stopped:
+                    return True
+                if finished:
+                    self._judge_epoch(stop)
+        agreement.finish()
+        return False
+
+    def _judge_epoch(self, stop: StopSignal) -> None:
+        with stop.interruptible():
+            self._evaluate("epoch", self.clock.epoch)
 
     def _first_look(self) -> None:
         self.method.train()
@@ -186,13 +193,17 @@ class Training:
         clock = self.clock
         gc.collect()  # `run` keeps it out of the steps
         self.method.train()
-        self.method.before_epoch(clock)
+        with stop.interruptible():
+            self.method.before_epoch(clock)
         self.batches.seek(clock.epoch, clock.step_in_epoch * self.accumulate)
         loader = iter(self.loader)
         steps_left = min(clock.steps_per_epoch - clock.step_in_epoch, self.last_step - clock.step)
         for remaining in range(steps_left - 1, -1, -1):
             waiting = time.perf_counter()
-            parts = list(itertools.islice(loader, self.accumulate))
+            parts = self._next_parts(loader, stop)
+            if not parts:
+                agreement.finish()
+                return True
             self._interval.waited += time.perf_counter() - waiting
             clock.logging = clock.step % self.log_every == 0 or clock.step == self.last_step - 1
             outputs = self._step(parts)
@@ -207,8 +218,8 @@ class Training:
             self.method.after_step(clock)
             clock.step += 1
             self.monitor.advance()
-            with self._interval.paused():
-                self._evaluate("step", clock.step, clock.step >= self.last_step)
+            with self._interval.paused(), contextlib.suppress(Stopped), stop.interruptible():  # heeded by the next line
+                self._evaluate("step", clock.step)
             if agreement.any(stop.number is not None):
                 agreement.finish()
                 return True
@@ -216,6 +227,16 @@ class Training:
                 with self._interval.paused():
                     self._save(epoch_finished=False)
         return False
+
+    def _next_parts(self, loader: Iterator[Batch], stop: StopSignal) -> list[Batch]:
+        """The batches of a step; none when a signal has come and no data does."""
+        try:
+            with stop.interruptible(patience=3.0):
+                return list(itertools.islice(loader, self.accumulate))
+        except Stopped:
+            if collectives.world_size() > 1:
+                raise  # the others may be in the middle of a step that this rank cannot join
+            return []
 
     def _step(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
         """One optimiser step on one or several batches; nothing in it waits for the device."""
@@ -298,22 +319,10 @@ class Training:
                 self._unreadable.add(name)
                 self.monitor.warn(f"unreadable image skipped: {name}; {len(self._unreadable)} so far")
 
-    def _evaluate(self, unit: str, done: int, is_last: bool) -> None:
-        due = [one for one in self.evaluations if one.unit == unit and (is_last or done % one.every == 0)]
-        if not due:
-            return
-        self._require_finite()
-        self.method.eval()
-        collectives.broadcast_([b for n, b in self.method.named_buffers() if n not in self.state.per_rank_buffers])
-        values: dict[str, float] = {}
-        for evaluation in due:
-            values |= evaluation.judge()
-        self.method.train()
-        if not values:
-            return
-        self.monitor.record(self.clock, "evaluation", values)
-        listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())
-        self.monitor.say(f"after {unit} {done}: {listing}")
+    def _evaluate(self, unit: str, done: int) -> None:
+        if self.judging.due(unit, done):
+            self._require_finite()
+            self.judging.judge(unit, done)
 
     def _require_finite(self) -> None:
         """Raises Diverged, on all ranks, where a loss so far or anything that a checkpoint holds is not finite."""

@@ -43,9 +43,11 @@ class Method(nn.Module):
         backbone: (n, 3, h, w) -> (n, F).
         per_rank_buffers: names of buffers that differ between ranks (queues, memory banks), each with the dimension
             along which it holds samples. All other state is the same on every rank.
+        remembers_evaluations: whether evaluations change its state, so that one that was lost must be repeated.
     """
 
     backbone: nn.Module
+    remembers_evaluations: ClassVar[bool] = False
     per_rank_buffers: ClassVar[dict[str, int]] = {}
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

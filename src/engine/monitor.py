@@ -1,18 +1,20 @@
 """What a run says: a progress bar or plain lines, JSON lines, TensorBoard."""
 
+import contextlib
 import json
 import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from ..clock import Clock
 from ..errors import UserError
 from ..parallel import collectives
+from .log_files import Lines, Points
 
 T = TypeVar("T")
 
@@ -55,45 +57,46 @@ class Monitor:
     """
 
     def __init__(self, folder: str | Path | None, tensorboard: bool = False, bar: bool | None = None) -> None:
-        self._file: TextIO | None = None
-        self._json: TextIO | None = None
-        self._writer: Any = None
+        self._file: Lines | None = None
+        self._json: Lines | None = None
+        self._points: Points | None = None
         self._bar: tqdm[Any] | None = None
         self._show_bar = sys.stderr.isatty() if bar is None else bar
         self._started = time.monotonic()
         if folder is None or not collectives.is_main():
             return
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            how: dict[str, Any] = {"mode": "a", "buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
-            self._file = open(Path(folder) / "train.log", **how)  # noqa: SIM115 - open as long as the run
-            self._json = open(Path(folder) / "log.jsonl", **how)  # noqa: SIM115
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+        if not Path(folder).is_dir() and Path(folder).exists():
+            raise UserError(f"cannot write to {folder}: it is a file")
+        self._file = Lines(Path(folder) / "train.log", self._complain)
+        self._json = Lines(Path(folder) / "log.jsonl", self._complain)
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._writer = SummaryWriter(str(Path(folder) / "tensorboard"))
+            self._points = Points(Path(folder) / "tensorboard", self._complain)
 
     # --- words
 
     def say(self, line: str) -> None:
         """A line on the main rank."""
         if collectives.is_main():
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):  # the terminal may be gone; the log has the line
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
             self._log("INFO", line)
 
     def warn(self, line: str) -> None:
         """A warning, on any rank."""
         prefix = f"[rank {collectives.rank()}] " if collectives.rank() else ""
-        tqdm.write(f"warning: {prefix}{line}", file=sys.stderr)
+        self._complain(f"{prefix}{line}")
         self._log("WARNING", line)
+
+    def _complain(self, line: str) -> None:
+        """To the terminal only: the log itself may be what fails."""
+        with contextlib.suppress(OSError):
+            tqdm.write(f"warning: {line}", file=sys.stderr)
 
     def _log(self, level: str, line: str) -> None:
         if self._file is not None:
             passed = duration(time.monotonic() - self._started)
-            self._file.write(f"{level} - {time.strftime('%x %X')} - {passed} - {line}\n")
+            self._file.write(f"{level} - {time.strftime('%x %X')} - {passed} - {line}")
 
     # --- numbers
 
@@ -104,10 +107,16 @@ class Monitor:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         if self._json is not None:
             line = {"kind": kind, "epoch": clock.epoch, "step": clock.step, **finite}
-            self._json.write(json.dumps(line) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{kind}/{name}", value, clock.step)
+            self._json.write(json.dumps(line))
+        if self._points is not None:
+            self._points.write({f"{kind}/{name}": value for name, value in values.items()}, clock.step)
+
+    def has_recorded(self, clock: Clock, kind: str) -> bool:
+        """Whether the main rank's log has a record of this kind for this step; on every rank."""
+        found = False
+        if self._json is not None and self._json.path.exists():
+            found = any(record["step"] == clock.step for record in read_log(self._json.path, kind))
+        return bool(collectives.broadcast_object(found))
 
     # --- the bar
 
@@ -130,29 +139,34 @@ class Monitor:
         if self._bar is not None:
             self._bar.set_description_str(text)
 
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._writer is not None:
-            self._writer.close()
-        for file in (self._file, self._json):
+        for file in (self._file, self._json, self._points):
             if file is not None:
                 file.close()
-        self._file = self._json = self._writer = None
+        self._file = self._json = self._points = None
 
 
 def read_log(path: str | Path, kind: str) -> list[dict[str, Any]]:
     """The records of one kind, in the order of their steps; of a step that was repeated, the latest values.
 
-    A last line that was cut off by a kill is left out.
+    Lines that are no records, as of a kill or a full disk, are left out.
     """
     by_step: dict[int, dict[str, Any]] = {}
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            found, step = record["kind"], record["step"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if record["kind"] == kind:
-            by_step.setdefault(record["step"], {}).update(record)
+        if found == kind and isinstance(step, int):
+            by_step.setdefault(step, {}).update(record)
     return [by_step[step] for step in sorted(by_step)]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints.files import describe_mismatch, read_file
-from ..checkpoints.store import FORMAT
+from ..checkpoints.run_file import FORMAT, check_run
+from ..checkpoints.weights import require_finite
 from ..errors import UserError
 from ..models.heads import Prototypes, TwistHead, projector
 
@@ -42,7 +43,7 @@ def load_class_head(path: str | Path, key: str = "auto", activation: str | None 
         activation: of TWIST's head; files of ours know it, in others it is ReLU.
     """
     content = read_file(path)
-    state, settings = _named_tensors(content, "teacher" if key.startswith("teacher") else "model")
+    state, settings = _named_tensors(content, "teacher" if key.startswith("teacher") else "model", path)
     if any(name.startswith("projection_heads.") for name in state):
         return _twist(state, settings, path, activation)
     if "projection_head.0.weight" in state and any(name.startswith("prototypes.") for name in state):
@@ -50,10 +51,11 @@ def load_class_head(path: str | Path, key: str = "auto", activation: str | None 
     return None
 
 
-def _named_tensors(content: Any, network: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def _named_tensors(content: Any, network: str, path: object) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     if not isinstance(content, dict):
         return {}, {}
     if content.get("format") == FORMAT:
+        check_run(content, path)
         state, settings = content["state_dict"], content["settings"]
         if network == "teacher":
             state = {n.removeprefix("teacher."): t for n, t in state.items() if n.startswith("teacher.")}
@@ -108,5 +110,6 @@ def _filled(head: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> n
     problem = describe_mismatch(head.state_dict(), state, path)
     if problem:
         raise UserError(problem)
+    require_finite(state, path)
     head.load_state_dict(state)
     return head.eval()

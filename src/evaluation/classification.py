@@ -14,7 +14,9 @@ from ..clock import Clock
 from ..data.fingerprint import agreed_fingerprint
 from ..data.source import ImageSource, Subset
 from ..data.subset import class_balanced, listed, read_list
-from ..engine.loop import Evaluation, Training
+from ..engine.alone import alone_in
+from ..engine.judging import Evaluation
+from ..engine.loop import Training
 from ..engine.monitor import Monitor
 from ..engine.precision import choose_precision
 from ..engine.seeding import seed_everything
@@ -51,15 +53,11 @@ def run(
     world = launch.start(call.settings.device.device, call.settings.device.dist_url)
     task = open_task(call, table, name, world)
     seed_everything(call.settings.judged.seed)
-    built = build(task, world)
     folder = Path(call.settings.judged.dump_path) / name
-    monitor = Monitor(folder)
-    echo(task, monitor, built.training.clock)
-    built.training.monitor = monitor
-    try:
+    with alone_in(folder), Monitor(folder) as monitor:
+        built = build(task, world, monitor)
+        echo(task, monitor, built.training.clock)
         return train_and_report(task, built, monitor, folder)
-    finally:
-        monitor.close()
 
 
 # ------------------------------------------------------------------------------------------- what is judged, and how
@@ -161,7 +159,7 @@ class Built:
     judge: Callable[[], Judged]
 
 
-def build(task: Task, world: launch.World) -> Built:
+def build(task: Task, world: launch.World, monitor: Monitor) -> Built:
     """Everything up to the training."""
     settings, recipe, subject = task.settings, task.recipe, task.subject
     backbone = subject.backbone
@@ -213,7 +211,7 @@ def build(task: Task, world: launch.World) -> Built:
         clock=clock,
         device=world.device,
         precision=choose_precision(settings.precision.precision, world.device),
-        monitor=Monitor(None),
+        monitor=monitor,
         checkpoints=store_of(task, folder),
         evaluations=[Evaluation(judging.eval_freq, lambda: judge().values), *information],
         log_every=judging.log_every,

@@ -98,6 +98,7 @@ class Classification(Method):
         learning_rates: one classifier for each; they name the classifiers in logs and results.
     """
 
+    remembers_evaluations = True
     best_top1: Tensor
 
     def __init__(self, learning_rates: Sequence[float]) -> None:

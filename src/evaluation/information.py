@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data.loading import loader_of
 from ..data.source import ImageSource, evenly_spread
-from ..engine.loop import Evaluation
+from ..engine.judging import Evaluation
 from ..engine.monitor import read_log
 from ..parallel import collectives
 from ..plots import information_plane

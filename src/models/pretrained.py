@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import describe_mismatch, read_file
 from ..checkpoints.layouts import backbone_in, family_of, resnet_in, weights_in
-from ..checkpoints.store import FORMAT, check_run
+from ..checkpoints.run_file import FORMAT, check_run
 from ..checkpoints.weights import require_finite, told_about
 from ..errors import UserError
 from .backbones import BackboneSpec, initialize

@@ -15,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 from ..errors import UserError
 from ..settings import setting
 from .collectives import is_active
+from .orphans import end_with_the_launcher
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 def start(device: str = "auto", dist_url: str = "env://") -> World:
     """Joins the process group that the launcher describes (NCCL on GPUs, gloo on CPUs) and picks the device."""
     launch = discover(os.environ, dist_url)
+    end_with_the_launcher()
     chosen = choose_device(device, launch.local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -19,7 +19,9 @@ from ..data.sampling import ResumableBatches
 from ..data.source import ImageSource, evenly_spread, first_images, require_labels
 from ..data.splits import find_val_beside
 from ..data.views import CentreView
-from ..engine.loop import Evaluation, Schedule, Training
+from ..engine.alone import alone_in
+from ..engine.judging import Evaluation
+from ..engine.loop import Schedule, Training
 from ..engine.method import Method, Scale
 from ..engine.monitor import Monitor
 from ..engine.precision import Precision, choose_precision
@@ -215,41 +217,37 @@ def train(
     """
     images = agreed_fingerprint(run.images, run.train_path)
     settings, became = run.settings, {**run.derived(), **(derived or {}), "train_images": images}
-    options, folder = settings.run, settings.run.dump_path
     evaluations = [*online_knn(run, method), *evaluations]
-    monitor = Monitor(folder, options.tensorboard)
-    monitor.say(run.call.command)
-    if options.env_name:
-        monitor.say(f"run        {options.env_name}")
-    echo(monitor)
-    training = Training(
-        method=method,
-        optimizer=optimizer,
-        loader=run.loader,
-        batches=run.batches,
-        prepare=run.prepare,
-        schedules=schedules,
-        clock=run.clock,
-        device=run.world.device,
-        precision=run.precision,
-        monitor=monitor,
-        checkpoints=store_of(settings, became, backbone_file),
-        accumulate=settings.plan.accumulate,
-        clip_norm=settings.plan.clip_norm,
-        evaluations=evaluations,
-        log_every=options.log_every,
-        save_every=options.save_every,
-        max_steps=options.max_steps,
-    )
-    try:
+    options, folder = settings.run, settings.run.dump_path
+    with alone_in(folder), Monitor(folder, options.tensorboard) as monitor:
+        monitor.say(run.call.command)
+        if options.env_name:
+            monitor.say(f"run        {options.env_name}")
+        echo(monitor)
+        training = Training(
+            method=method,
+            optimizer=optimizer,
+            loader=run.loader,
+            batches=run.batches,
+            prepare=run.prepare,
+            schedules=schedules,
+            clock=run.clock,
+            device=run.world.device,
+            precision=run.precision,
+            monitor=monitor,
+            checkpoints=store_of(settings, became, backbone_file),
+            accumulate=settings.plan.accumulate,
+            clip_norm=settings.plan.clip_norm,
+            evaluations=evaluations,
+            log_every=options.log_every,
+            save_every=options.save_every,
+            max_steps=options.max_steps,
+        )
         training.restore(options.resume)
         if training.is_finished:
             monitor.say(f"finished: {run.clock.epoch} epochs, {run.clock.step} steps are done; there is nothing to do")
-            return 0
-        if run.world.is_main:
+        elif run.world.is_main:
             became = {**became, "precision": run.precision.name, "device": str(run.world.device)}
             write_settings(folder, run.call.command, run.call.given, flat(settings), became, run.world.size)
         stopped_by = training.run()
-    finally:
-        monitor.close()
     return 0 if stopped_by is None else 128 + stopped_by

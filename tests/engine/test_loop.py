@@ -12,7 +12,8 @@ from src.clock import Clock
 from src.data.loading import Sample, make_loader
 from src.data.sampling import ResumableBatches
 from src.engine.diagnostics import Check
-from src.engine.loop import Evaluation, Training
+from src.engine.judging import Evaluation
+from src.engine.loop import Training
 from src.engine.method import Method
 from src.engine.monitor import Monitor, duration, read_log
 from src.engine.precision import choose_precision
@@ -74,7 +75,7 @@ class Regression(Method):
         return list(self.health)
 
 
-def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, keep_last=2, **options):
+def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, keep_last=2, points=None, **options):
     method = method or Regression()
     batches = ResumableBatches(24, batch_size)
     clock = Clock(len(batches) // options.get("accumulate", 1), epochs)
@@ -83,7 +84,7 @@ def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, keep_last=
     training = Training(
         method=method,
         optimizer=optimizer,
-        loader=make_loader(Points(), batches, workers=workers),
+        loader=make_loader(points or Points(), batches, workers=workers),
         batches=batches,
         prepare=lambda batch: batch,
         schedules={"lr": lambda clock: 0.1 / (1 + clock.step)},

@@ -13,7 +13,7 @@ import torch
 import eval_linear
 import eval_semisup
 from src.errors import UserError
-from src.evaluation import classification, classifier_parts
+from src.evaluation import classification, classifier_parts, subject
 from src.models.backbones import BackboneSpec
 from src.models.pretrained import Pretrained, random_backbone
 from src.parallel.launch import World
@@ -100,6 +100,8 @@ def outline(module: types.ModuleType, line: str, patches: Any) -> str:
             (classification, "open_weights", weights),
             (classifier_parts, "Teacher", FourClasses),
             (classification, "Monitor", mock.MagicMock()),
+            (classification, "alone_in", lambda _: contextlib.nullcontext()),
+            (subject, "require_writable", lambda _: None),
             (classification.launch, "start", start),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
