@@ -3,6 +3,7 @@
 python eval_knn.py --data_path /path/to/imagenet --pretrained runs/swav/checkpoint.pth.tar
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,16 +58,27 @@ def complete(given: Mapping[str, Any]) -> Settings:
 SCRIPT = cli.Script("k-nearest-neighbour classification of frozen features.", Settings(), complete=complete)
 
 
+def fitted(own: KNNSettings, given: Mapping[str, Any], images: int) -> KNNSettings:
+    """Without default numbers of neighbours that there are not; raises UserError for one that was asked for."""
+    few = tuple(k for k in own.k if k <= images)
+    if len(few) == len(own.k):
+        return own
+    if "k" in given:
+        raise UserError(f"--k {max(own.k)}: there are only {images} training images")
+    cli.note(f"--k is {' '.join(map(str, few or (images,)))}, as there are only {images} training images")
+    return dataclasses.replace(own, k=few or (images,))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    settings = SCRIPT.parse(argv).settings
+    call = SCRIPT.parse(argv)
+    settings = call.settings
     own, data = settings.knn, settings.data
     world = launch.start(settings.device.device, settings.device.dist_url)
     subject = open_subject(settings, open_weights(settings), world.device)
     backbone, description = subject.backbone, subject.description
     if own.raw_pixels:
         backbone, description = nn.Flatten(), "raw pixels"
-    if max(own.k) > len(subject.train):
-        raise UserError(f"--k {max(own.k)}: there are only {len(subject.train)} training images")
+    own = fitted(own, call.given, len(subject.train))
 
     train, test = (
         extract_features(

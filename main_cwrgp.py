@@ -9,7 +9,7 @@ src/methods/cwrgp.py and src/methods/baselines/.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -21,7 +21,7 @@ from src.data.splits import find_training
 from src.data.view_sets import CWRGPViewSettings
 from src.data.views import RandomView
 from src.engine.loop import Schedule
-from src.engine.method import Method
+from src.engine.method import Method, Scale
 from src.engine.monitor import Monitor, number
 from src.errors import UserError
 from src.evaluation.knn import OnlineKNNSettings
@@ -89,6 +89,19 @@ class Settings(PretrainingSettings):
     barlowtwins: BarlowTwinsSettings = BarlowTwinsSettings()
     vicreg: VICRegSettings = VICRegSettings()
     optim: OptimSettings = OptimSettings()
+
+    def fitted(self, given: Mapping[str, Any], scale: Scale, clock: Clock) -> tuple[Self, list[str]]:
+        """As others do; the warm-up, which is in steps, leaves something of the run."""
+        settings, said = super().fitted(given, scale, clock)
+        warmup, steps = self.optim.warmup_iters, clock.total_steps
+        if not warmup or warmup < steps:
+            return settings, said
+        if "warmup_iters" in given:
+            if warmup > steps:
+                raise UserError(f"--warmup_iters {warmup} is more than the run's {steps} steps")
+            return settings, said
+        line = f"--warmup_iters is {steps // 10} instead of {warmup}, for a run of {steps} steps"
+        return replaced(settings, {"warmup_iters": steps // 10}), [*said, line]
 
     @property
     def plan(self) -> Plan:
@@ -184,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.method in TWO_VIEWS and len(views) != 2:
         raise UserError(f"{settings.method} has two views, not {len(views)}")
     run = pretraining.start(call, views, find_training(settings.data.dataset, settings.data.data_path))
+    settings = run.settings
     method = METHODS[settings.method](
         settings, Parts.of(settings.backbone, settings.head, settings.start, run.batch_size, bias=True)
     )

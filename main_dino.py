@@ -79,7 +79,6 @@ SCRIPT = cli.Script("Pre-trains a network with DINO.", Settings(), complete=comp
 def main(argv: Sequence[str] | None = None) -> int:
     call = SCRIPT.parse(argv)
     settings, optim = call.settings, call.settings.optim
-    settings.plan.check_warmup(optim.warmup_epochs)
     path = find_training(settings.data.dataset, settings.data.data_path)
     run = pretraining.start(call, settings.views.views(), path)
     method = Dino(settings.backbone.build(optim.drop_path_rate), settings.dino)

@@ -113,7 +113,6 @@ def check(settings: Settings, crops: int) -> None:
     if settings.teaching.teacher and (method != "swav" or settings.speed.shard):
         raise UserError("--teacher goes with --method swav, and without --shard")
     settings.prototypes.check_crops(crops)
-    settings.plan.check_warmup(settings.optim.warmup_epochs)
 
 
 def build_swav(settings: Settings, backbone: nn.Module, run: Pretraining[Settings], teacher: Teacher | None) -> SwAV:
@@ -193,6 +192,12 @@ def echo(run: Pretraining[Settings], method: PrototypeMethod, teacher: Teacher |
         monitor.warn(
             f"{max(prototypes)} prototypes share {seen} samples in each assignment, so some stay unused; fewer "
             "prototypes, a larger batch or a queue avoid that"
+        )
+    frozen = settings.prototypes.freeze_prototypes_niters
+    if settings.method != "deepcluster-v2" and frozen >= run.clock.total_steps:
+        monitor.warn(
+            f"--freeze_prototypes_niters {frozen}: prototypes stay as drawn for all {run.clock.total_steps} "
+            "steps of this run"
         )
     if optim.accumulate > 1:
         monitor.warn(

@@ -10,7 +10,7 @@ GPUs. The method is src/methods/twist.py, its loss src/losses/twist.py.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -21,6 +21,7 @@ from src.data.view_sets import TwistViewSettings
 from src.data.views import View
 from src.engine.judging import Evaluation
 from src.engine.loop import Schedule
+from src.engine.method import Scale
 from src.engine.monitor import Monitor, number
 from src.engine.precision import PrecisionSettings
 from src.errors import UserError
@@ -101,6 +102,29 @@ class Settings(PretrainingSettings):
     def training_size(self) -> int:
         return self.views.main_size
 
+    def adapted(self, given: Mapping[str, Any]) -> tuple[Self, list[str]]:
+        """As others do; the warm-up of self-labelling, too, fits its epochs."""
+        settings, said = super().adapted(given)
+        labelled = self.optim.epochs - self.main_epochs
+        warmup = self.optim.sl_warmup_epochs
+        if labelled and "sl_warmup_epochs" not in given and warmup >= labelled:
+            fits = round(labelled / 10) or int(labelled > 1)
+            settings = replaced(settings, {"sl_warmup_epochs": fits})
+            said.append(f"--sl_warmup_epochs is {fits} instead of {warmup}, for {labelled} epochs of self-labelling")
+        return settings, said
+
+    def fitted(self, given: Mapping[str, Any], scale: Scale, clock: Clock) -> tuple[Self, list[str]]:
+        """As others do; the last norm's statistics are those of images that the processes can share."""
+        settings, said = super().fitted(given, scale, clock)
+        bunch = self.model.bunch_that_fits(scale.batch_size, scale.world_size)
+        if "bunch_size" in given or self.model.lbn_type != "bn" or bunch == self.model.bunch_size:
+            return settings, said
+        line = (
+            f"--bunch_size is {bunch} instead of {self.model.bunch_size}, for {scale.world_size} processes with "
+            f"{scale.batch_size} images each"
+        )
+        return replaced(settings, {"bunch_size": bunch}), [*said, line]
+
     @property
     def main_epochs(self) -> int:
         """Epochs of the main loss."""
@@ -135,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--crops_interact_style self_label needs --mme_epochs equal to --epochs")
     path = find_training(settings.data.dataset, settings.data.data_path)
     run = pretraining.start(call, ViewsByPhase(settings), path)
+    settings = run.settings
     method = Twist.build(settings.backbone, settings.model, settings.twist, settings.optim.epochs, run.scale)
     pretraining.place(run, method)
     return pretraining.train(

@@ -103,7 +103,6 @@ def check(settings: Settings) -> None:
     """Refuses what cannot be trained, before anything is started."""
     if settings.backbone.arch.startswith("vit"):
         raise UserError("W2SSL needs a feature map, which transformers do not have: choose a convolutional network")
-    settings.plan.check_warmup(settings.optim.warmup_epochs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

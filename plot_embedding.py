@@ -49,13 +49,17 @@ SCRIPT = cli.Script("Draws a backbone's features in two dimensions.", Settings()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings = SCRIPT.parse(argv).settings
+    call = SCRIPT.parse(argv)
+    settings = call.settings
     own = settings.picture
     if Path(own.out).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out {own.out}: expected a name that ends in .png, .pdf or .svg")
     world = launch.start(settings.device.device, settings.device.dist_url)
     subject = open_subject(settings, open_weights(settings), world.device)
-    classes = range(own.first_class, own.first_class + own.nmb_classes)
+    count = own.nmb_classes
+    if "nmb_classes" not in call.given:
+        count = max(1, min(count, subject.num_classes - own.first_class))
+    classes = range(own.first_class, own.first_class + count)
     if classes[-1] >= subject.num_classes:
         raise UserError(f"there are {subject.num_classes} classes: --first_class or --nmb_classes is too large")
     labels_of_all = np.asarray(subject.test.labels)

@@ -307,7 +307,7 @@ def _share_out(buffer: Tensor, parts: list[Tensor], dimension: int) -> None:
     """Deals the rows of all old ranks to the new ones, newest first; rows that are missing stay zero."""
     stacked = torch.stack(parts, dim=dimension + 1)  # row i of every old rank, before row i + 1 of any
     rows = stacked.flatten(dimension, dimension + 1)
-    mine = torch.arange(collectives.rank(), rows.shape[dimension], collectives.world_size())
-    mine = mine[: buffer.shape[dimension]]
+    every = range(collectives.rank(), rows.shape[dimension], collectives.world_size())  # none in an empty queue
+    mine = torch.tensor(every[: buffer.shape[dimension]], dtype=torch.int64)
     buffer.zero_()
     buffer.narrow(dimension, 0, len(mine)).copy_(rows.index_select(dimension, mine))

@@ -141,8 +141,7 @@ class Script(Generic[S]):
         if adapt is not None:
             check(settings)
             settings, said = adapt(given)
-            for line in said:
-                _say("note", line)
+            note(*said)
         check(settings)
         return Call(settings, given, _long_flags(words), command_line())
 
@@ -195,6 +194,12 @@ class Script(Generic[S]):
 
 def _warn(line: str) -> None:
     _say("warning", line)
+
+
+def note(*lines: str) -> None:
+    """Lines that the user should know of, from the main rank."""
+    for line in lines:
+        _say("note", line)
 
 
 def _say(kind: str, line: str) -> None:

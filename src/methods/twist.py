@@ -74,6 +74,11 @@ class TwistModelSettings:
             )
         return ranks
 
+    def bunch_that_fits(self, batch_size: int, world_size: int) -> int:
+        """The most images up to ``bunch_size`` that are batches of a divisor of the processes; one batch at least."""
+        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0 and n * batch_size <= self.bunch_size]
+        return batch_size * max(divisors, default=1)
+
     def backbone(self, spec: BackboneSpec) -> nn.Module:
         network = spec.build(self.drop_path)
         if self.freeze_embedding:

@@ -1,13 +1,14 @@
 """A pre-training: images and batches, a placed method, the run itself."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
+from .. import cli
 from ..checkpoints.files import write_settings
 from ..checkpoints.store import CheckpointStore
 from ..cli import Call
@@ -119,8 +120,12 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
     seed_everything(settings.run.seed, settings.run.deterministic)  # the weights are made next
     rows = steps_per_epoch * plan.accumulate * batch_size
     scale = Scale(batch_size, world.size, len(images), rows, settings.run.seed, world.device)
+    clock = Clock(steps_per_epoch, plan.epochs)
+    settings, said = settings.fitted(call.given, scale, clock)
+    if world.is_main:
+        cli.note(*said)
     return Pretraining(
-        call,
+        replace(call, settings=settings),
         world,
         precision,
         batch_size,
@@ -128,7 +133,7 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
         source,
         images,
         batches,
-        Clock(steps_per_epoch, plan.epochs),
+        clock,
         loader,
         ToDevice(world.device, data.mean, data.std),
         scale,

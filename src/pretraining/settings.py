@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..cli import boolean
+from ..clock import Clock
 from ..data.datasets import TrainingDataSettings, usual
 from ..data.decoding import Decoding
 from ..data.splits import name_of_data
+from ..engine.method import Scale
 from ..engine.precision import PrecisionSettings
 from ..errors import UserError
 from ..evaluation.knn import OnlineKNNSettings
@@ -90,10 +92,19 @@ class Plan:
     accumulate: int = 1
     clip_norm: float = 0.0
 
-    def check_warmup(self, epochs: int) -> None:
-        """Refuses a warm-up of so many epochs that leaves nothing of the run."""
-        if epochs and epochs >= self.epochs:
-            raise UserError(f"--warmup_epochs {epochs} leaves nothing of --epochs {self.epochs}")
+    def warmup(self, name: str, epochs: int, typed: bool) -> tuple[int, str]:
+        """A warm-up of so many epochs, or for short runs a tenth of them if nobody asked for it; and a line about it.
+
+        Raises UserError for one that was asked for and is longer than the run.
+        """
+        if not epochs or epochs < self.epochs:
+            return epochs, ""
+        if typed:
+            if epochs > self.epochs:
+                raise UserError(f"--{name} {epochs} is more than --epochs {self.epochs}")
+            return epochs, ""
+        fits = round(self.epochs / 10) or int(self.epochs > 1)
+        return fits, f"--{name} is {fits} instead of {epochs}, for a run of {self.epochs} epochs"
 
     def batch_of_a_process(self, world_size: int) -> int:
         if not self.in_all:
@@ -101,6 +112,10 @@ class Plan:
         if self.batch_size % world_size:
             raise UserError(f"a batch of {self.batch_size} cannot be shared out over {world_size} processes")
         return self.batch_size // world_size
+
+
+# Settings that are warm-ups in epochs, under the names of the published programs
+WARMUPS = ("warmup_epochs", "warmup_eps")
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ class PretrainingSettings:
         """How images become levels."""
         return Decoding(self.data.exif_orientation, self.data.value_range, self.backbone.channels)
 
-    def adapted(self, given: Mapping[str, Any]) -> tuple["PretrainingSettings", list[str]]:
+    def adapted(self, given: Mapping[str, Any]) -> tuple[Self, list[str]]:
         """The same with defaults that fit what was given, and a line for each that the user should know of."""
         values: dict[str, Any] = {}
         said: list[str] = []
@@ -136,11 +151,12 @@ class PretrainingSettings:
                 said.append(
                     f"saturation, hue and grayscale need RGB, and are left out of the views (--channels {channels})"
                 )
-        warmup = flat(self).get("warmup_epochs", 0)
-        if "warmup_epochs" not in given and warmup >= self.plan.epochs:
-            fits = round(self.plan.epochs / 10) or int(self.plan.epochs > 1)
-            values["warmup_epochs"] = fits
-            said.append(f"--warmup_epochs is {fits} instead of {warmup}, for a run of {self.plan.epochs} epochs")
+        for name in WARMUPS:
+            default = flat(self).get(name, 0)
+            values[name], line = self.plan.warmup(name, default, name in given)
+            if values[name] == default:
+                del values[name]
+            said += [line] if line else []
         return replaced(self, values), said
 
     def default_folder(self) -> str:
@@ -148,6 +164,13 @@ class PretrainingSettings:
         if Path("checkpoint.pth.tar").exists() and Path("settings.json").exists():
             return "."
         return f"runs/{self.method}-{self.backbone.arch}-{name_of_data(self.data.data_path or self.data.dataset)}"
+
+    def fitted(self, given: Mapping[str, Any], scale: Scale, clock: Clock) -> tuple[Self, list[str]]:
+        """The same with defaults that fit the processes and images, and a line for each; see :meth:`adapted`."""
+        there = min(scale.num_images, self.knn.knn_train_images)
+        if not self.knn.knn_freq or "knn_k" in given or self.knn.knn_k <= there:
+            return self, []
+        return replaced(self, {"knn_k": there}), [f"--knn_k is {there}, as there are no more training images"]
 
     @property
     def plan(self) -> Plan:

@@ -117,7 +117,7 @@ SWAV = [
     (["--queue_length", "12.5"], "is not a whole number"),
     # optimisation
     (["--epochs", "0"], "expected a whole number from 1 to 1,000,000,000"),
-    (["--warmup_epochs", "1"], "leaves nothing of --epochs"),
+    (["--warmup_epochs", "2"], "is more than --epochs"),
     (["--base_lr", "-1"], "expected a number from 0 to 1,000,000"),
     (["--epochs", "3.5"], "is not a whole number"),
     (["--base_lr", "fast"], "'fast' is not a number"),

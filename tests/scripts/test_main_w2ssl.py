@@ -138,7 +138,7 @@ BAD = [
     (["--lr", "-1"], "expected a number from 0 to 1,000,000"),
     (["--blur", "0.5", "2"], "expected numbers from 0 to 1"),
     (["--jitter_strength", "9"], "expected a number from 0 to 2.5"),
-    (["--warmup_epochs", "1"], "leaves nothing"),
+    (["--warmup_epochs", "2"], "is more than --epochs"),
     (["--grid", "3x3"], "invalid choice"),
     (["--flip", "image"], "invalid choice"),
     (["--shard"], "for SwAV only"),
