@@ -58,7 +58,8 @@ SCRIPT = cli.Script("Unsupervised classification.", Settings(), positionals=("da
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings = SCRIPT.parse(argv).settings
+    call = SCRIPT.parse(argv)
+    settings = call.settings
     own, judged = settings.classes, settings.judged
     world = launch.start(settings.device.device, settings.device.dist_url)
     weights = open_weights(settings)
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = found._replace(features=by_kmeans(found.features, own.kmeans, own.normalize, judged.seed))
     if world.is_main:
         report(judged.dump_path, subject, how, found, own.mosaic)
+    call.tell_unread()
     collectives.barrier()
     return 0
 

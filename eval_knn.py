@@ -114,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         text = json.dumps(content, indent=2).encode()
         write_atomically(Path(settings.judged.dump_path) / "knn.json", lambda file: file.write(text))
+    call.tell_unread()
     collectives.barrier()
     return 0
 

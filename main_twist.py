@@ -106,8 +106,10 @@ class Settings(PretrainingSettings):
         """As others do; the warm-up of self-labelling, too, fits its epochs."""
         settings, said = super().adapted(given)
         labelled = self.optim.epochs - self.main_epochs
+        if not labelled or "sl_warmup_epochs" in given:
+            return settings, said
         warmup = self.optim.sl_warmup_epochs
-        if labelled and "sl_warmup_epochs" not in given and warmup >= labelled:
+        if warmup >= labelled:
             fits = round(labelled / 10) or int(labelled > 1)
             settings = replaced(settings, {"sl_warmup_epochs": fits})
             said.append(f"--sl_warmup_epochs is {fits} instead of {warmup}, for {labelled} epochs of self-labelling")
@@ -116,8 +118,10 @@ class Settings(PretrainingSettings):
     def fitted(self, given: Mapping[str, Any], scale: Scale, clock: Clock) -> tuple[Self, list[str]]:
         """As others do; the last norm's statistics are those of images that the processes can share."""
         settings, said = super().fitted(given, scale, clock)
+        if "bunch_size" in given or self.model.lbn_type != "bn":
+            return settings, said
         bunch = self.model.bunch_that_fits(scale.batch_size, scale.world_size)
-        if "bunch_size" in given or self.model.lbn_type != "bn" or bunch == self.model.bunch_size:
+        if bunch == self.model.bunch_size:
             return settings, said
         line = (
             f"--bunch_size is {bunch} instead of {self.model.bunch_size}, for {scale.world_size} processes with "
@@ -205,14 +209,17 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def schedules(run: Pretraining[Settings]) -> dict[str, Schedule]:
     """Learning rate and weight decay, by step."""
     optim, steps, factor = run.settings.optim, run.clock.steps_per_epoch, run.step_batch / 256
+    main_epochs = run.settings.main_epochs
+    # where nothing is labelled by the network itself, there is no second phase
+    sl_warmup, sl_rate = (optim.sl_warmup_epochs, optim.lr_sl) if main_epochs < optim.epochs else (0, 0.0)
 
     def learning_rate(clock: Clock) -> float:
         return phased(
             clock.step,
             total=clock.total_steps,
-            switch=run.settings.main_epochs * steps,
-            warmups=(optim.warmup_epochs * steps, optim.sl_warmup_epochs * steps),
-            bases=(optim.lr * factor, optim.lr_sl * factor),
+            switch=main_epochs * steps,
+            warmups=(optim.warmup_epochs * steps, sl_warmup * steps),
+            bases=(optim.lr * factor, sl_rate * factor),
         )
 
     def weight_decay(clock: Clock) -> float:

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_atomically(folder / "labels.npy", lambda file: np.save(file, labels.cpu().numpy()))
         print(subject.description)
         print(f"drew {len(labels)} test images of {len(names)} classes: {folder / own.out}")
+    call.tell_unread()
     collectives.barrier()
     return 0
 

@@ -13,11 +13,12 @@ class's docstring is the title of its flags in ``--help``. Field names are uniqu
 names of the flags and of the entries of ``settings.json`` and of checkpoints.
 """
 
+import contextlib
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -184,7 +185,7 @@ def leaves(settings: Any) -> Iterator[Leaf]:
     """Every setting of a composition, depth first, in the order of declaration."""
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+        value = _of(settings, field.name)
         if "setting" in field.metadata:
             yield Leaf(settings, field.name, hints[field.name], value, field.metadata["setting"])
         else:
@@ -209,14 +210,69 @@ def replaced(settings: S, values: Mapping[str, Any]) -> S:
 
 
 def _replaced(settings: Any, values: Mapping[str, Any]) -> Any:
-    changed: dict[str, Any] = {}
+    new: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
+        value = _of(settings, field.name)
         if "setting" not in field.metadata:
-            changed[field.name] = _replaced(getattr(settings, field.name), values)
+            value = _replaced(value, values)
         elif field.name in values:
             value = values[field.name]
-            changed[field.name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(settings, **changed)
+            value = tuple(value) if isinstance(value, list) else value
+        new[field.name] = value
+    return type(settings)(**new)
+
+
+# What is read of settings is what has an effect: see `watched`
+_of = object.__getattribute__
+
+
+class Reads:
+    """Names of settings that were read since they were watched."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.told: set[str] = set()  # those at the time when the user was told
+        self._paused = False
+
+    def add(self, names: Iterable[str]) -> None:
+        if not self._paused:
+            self.names.update(names)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """For code that only shows settings."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+
+def watched(settings: S, reads: Reads) -> S:
+    """The same settings; what is read of them, from now on and also of copies, is noted.
+
+    Nobody has to declare which setting matters for which method: a setting that no line of the program reads has no
+    effect, and the user who gave it can be told.
+    """
+    return _watched(settings, reads)
+
+
+def _watched(settings: Any, reads: Reads) -> Any:
+    kind = type(settings)
+    names = {field.name for field in dataclasses.fields(settings)}
+
+    def read(self: Any, name: str) -> Any:
+        if name in names:
+            reads.add([name])
+        elif name == "__dict__":  # vars(settings)
+            reads.add(names)
+        return _of(self, name)
+
+    subclass = type(kind.__name__, (kind,), {"__getattribute__": read, "__doc__": kind.__doc__})
+    subclass.__module__ = kind.__module__
+    values = {name: _of(settings, name) for name in names}
+    inner = {name: _watched(v, reads) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
+    return subclass(**inner)
 
 
 def check(settings: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from ..errors import UserError
 from ..parallel.launch import rank_in_environment
-from ..settings import Leaf, Word, check, leaves, replaced
+from ..settings import Leaf, Reads, Word, check, leaves, replaced, watched
 from .retired import RETIRED, RETIRED_SWITCHES
 
 S = TypeVar("S")
@@ -28,12 +28,23 @@ class Call(Generic[S]):
         given: those that the user typed (or that a ``--config`` file says the user typed), by name.
         flags: the long flags on the command line, as they were typed but for ``_``.
         command: the line itself.
+        reads: which settings were read since.
     """
 
     settings: S
     given: Mapping[str, Any]
     flags: frozenset[str]
     command: str
+    reads: Reads = dataclasses.field(default_factory=Reads)
+
+    def tell_unread(self) -> None:
+        """Warns of settings that were given and that nothing has read; to be called when everything is built."""
+        self.reads.told = set(self.reads.names)
+        unread = [
+            leaf for leaf in leaves(self.settings) if leaf.name in self.given and leaf.name not in self.reads.names
+        ]
+        for leaf in unread:
+            _warn(f"{leaf.flags[0]} has no effect with the other flags that were given")
 
 
 def boolean(text: str) -> bool:
@@ -143,7 +154,8 @@ class Script(Generic[S]):
             settings, said = adapt(given)
             note(*said)
         check(settings)
-        return Call(settings, given, _long_flags(words), command_line())
+        reads = Reads()
+        return Call(watched(settings, reads), given, _long_flags(words), command_line(), reads)
 
     def parser(self) -> argparse.ArgumentParser:
         places = " ".join(f"[{name.upper()}]" for name in self.positionals)

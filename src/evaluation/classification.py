@@ -56,7 +56,8 @@ def run(
     folder = Path(call.settings.judged.dump_path) / name
     with alone_in(folder), Monitor(folder) as monitor:
         built = build(task, world, monitor)
-        echo(task, monitor, built.training.clock)
+        with call.reads.paused():
+            echo(task, monitor, built.training.clock)
         return train_and_report(task, built, monitor, folder)
 
 
@@ -236,20 +237,22 @@ def store_of(task: Task, folder: Path) -> CheckpointStore:
 def train_and_report(task: Task, built: Built, monitor: Monitor, folder: Path) -> int:
     """Trains unless only an evaluation was asked for, and writes the results; returns the exit code."""
     judging, training, method = task.settings.judging, built.training, built.method
+    evaluate, classifier_file, resume = judging.evaluate, judging.classifier_file, judging.resume
+    task.call.tell_unread()
     if task.recipe.optimizer == "lbfgs":
         assert isinstance(method, LinearProbe)
         assert isinstance(training.loader.dataset, FeatureDataset)
         fit_logistic_regression(method, training.loader.dataset)
     else:
-        training.restore(judging.resume)
-        if judging.evaluate and training.clock.step == 0:
+        training.restore(resume)
+        if evaluate and training.clock.step == 0:
             raise UserError(f"--evaluate: there is no checkpoint in {folder}")
-        if training.is_finished and not judging.evaluate:
+        if training.is_finished and not evaluate:
             monitor.say(f"finished before: {training.clock.epoch} epochs are done; judged once more")
-        stopped_by = None if judging.evaluate else training.run()
+        stopped_by = None if evaluate else training.run()
         if stopped_by is not None:
             return 128 + stopped_by
         method.eval()
     report(task, method, built.judge(), training.batches.num_images, monitor)
-    save_classifier(judging.classifier_file, method, task.subject.backbone, task.derived)
+    save_classifier(classifier_file, method, task.subject.backbone, task.derived)
     return 0

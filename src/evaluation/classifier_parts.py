@@ -40,6 +40,8 @@ def learning_rate(recipe: Recipe, first: float) -> Callable[[Clock], float]:
 
 def build_optimizer(task: Task, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
     options, recipe = task.settings.classifier, task.recipe
+    if recipe.optimizer == "lbfgs":
+        return torch.optim.SGD(groups, lr=rate)  # never steps
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=rate, weight_decay=recipe.wd)
     if recipe.optimizer == "larc":

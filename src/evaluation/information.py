@@ -104,6 +104,7 @@ def watch_information(
     if not own.information_every:
         return []
     images = evenly_spread(train, own.information_images)
+    bins, compatible = own.information_bins, own.information_compat
     device = subject.prepare.device
     loader = loader_of(images, subject.view, batch_size, workers, device)
     seen = extract_features(subject.backbone, loader, subject.prepare) if cached else None
@@ -115,7 +116,7 @@ def watch_information(
         else:
             found = extract_features(_FirstClassifier(method), loader, subject.prepare)
             outputs, labels = found.features, found.labels
-        xt, ty = information(outputs, labels, own.information_bins, own.information_compat)
+        xt, ty = information(outputs, labels, bins, compatible)
         return {"information_xt": xt, "information_ty": ty}
 
     def draw() -> dict[str, float]:

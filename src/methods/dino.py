@@ -79,7 +79,7 @@ class Dino(Method):
         super().__init__()
         if isinstance(backbone, ResNet):
             initialize(backbone)
-        self.backbone, self.head, self.own = backbone, DinoHead(feature_width(backbone), own), own
+        self.backbone, self.head, self.own = backbone, DinoHead(feature_width(backbone), own), DinoSettings(**vars(own))
         self.teacher_backbone, self.teacher_head = momentum_copy(backbone), momentum_copy(self.head)
         self.register_buffer("centre", torch.zeros(own.out_dim))
 

@@ -96,7 +96,7 @@ class TwistModelSettings:
             dropout=self.drop,
             norm=self.proj_norm,
             last_norm=self.lbn_type != "identity",
-            truncated_init=self.proj_trunc_init or not isinstance(backbone, ResNet),
+            truncated_init=not isinstance(backbone, ResNet) or self.proj_trunc_init,
         )
 
 

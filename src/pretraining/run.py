@@ -201,6 +201,14 @@ def store_of(settings: PretrainingSettings, became: Mapping[str, Any], backbone_
     )
 
 
+def read_schedules(schedules: Mapping[str, Schedule], clock: Clock) -> None:
+    """Asks the schedules for values of all phases, as the run will: what they read of the settings has an effect."""
+    steps = range(0, clock.total_steps, max(1, clock.total_steps // 20))
+    for schedule in schedules.values():
+        for step in [*steps, clock.total_steps - 1]:
+            schedule(replace(clock, step=step))
+
+
 def train(
     run: Pretraining[S],
     method: Method,
@@ -228,7 +236,8 @@ def train(
         monitor.say(run.call.command)
         if options.env_name:
             monitor.say(f"run        {options.env_name}")
-        echo(monitor)
+        with run.call.reads.paused():
+            echo(monitor)
         training = Training(
             method=method,
             optimizer=optimizer,
@@ -248,7 +257,10 @@ def train(
             save_every=options.save_every,
             max_steps=options.max_steps,
         )
-        training.restore(options.resume)
+        which = options.resume
+        read_schedules(schedules, run.clock)
+        run.call.tell_unread()
+        training.restore(which)
         if training.is_finished:
             monitor.say(f"finished: {run.clock.epoch} epochs, {run.clock.step} steps are done; there is nothing to do")
         elif run.world.is_main:

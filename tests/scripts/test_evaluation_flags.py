@@ -12,6 +12,7 @@ import torch
 
 import eval_linear
 import eval_semisup
+from src.cli import Call
 from src.errors import UserError
 from src.evaluation import classification, classifier_parts, subject
 from src.models.backbones import BackboneSpec
@@ -19,6 +20,7 @@ from src.models.pretrained import Pretrained, random_backbone
 from src.parallel.launch import World
 from src.settings import Leaf, leaves
 from tests.built import FakeTeacher
+from tests.helpers import run
 from tests.scripts.test_flags import described, other_values
 
 BASE = "--epochs 12 --workers 0 --crop_size 32 --resize 32 --batch_size 8"
@@ -151,3 +153,38 @@ def test_every_flag_changes_something(module: types.ModuleType, patches: Any) ->
         if leaf.name not in ELSEWHERE and not any(changes(line, leaf) for line in before):
             without_effect.append(leaf.flags[0])
     assert without_effect == []
+
+
+@pytest.mark.parametrize("line", [
+    "", "--features cached", "--labels_perc 50", "--information_every 2", "--optimizer lbfgs", "--protocol small",
+])  # fmt: skip
+@pytest.mark.parametrize("module", LINES, ids=lambda module: module.__name__)
+def test_no_flag_is_said_to_have_no_effect_that_is_read_later(module, line, patches, tmp_path, monkeypatch):
+    if module is eval_semisup and line and "labels" not in line:
+        line += " --protocol moco"
+    calls = []
+    real = Call.tell_unread
+    monkeypatch.setattr(Call, "tell_unread", lambda call: (calls.append(call), real(call)))
+    words = f"{line} --epochs 1 --batch_size 32 --arch resnet18 --width 0.0625 --stem small --device cpu --workers 0"
+    given = ["--data_path", str(patches), "--dump_path", str(tmp_path), "--crop_size", "32", *words.split()]
+    with contextlib.suppress(UserError):  # not every line is for both
+        assert module.main(given) == 0
+        assert calls[0].reads.names - calls[0].reads.told == set()
+
+
+@pytest.mark.parametrize(("script", "flags", "named"), [
+    ("eval_knn.py", "--rule majority --k 3 --temperature 0.2", "--temperature"),
+    ("eval_knn.py", "--raw_pixels --k 3", None),
+    ("eval_cluster.py", "--kmeans 3 --tau 0.5 --act gelu", "--act --tau"),
+    ("eval_linear.py", "--features cached --epochs 1 --alpha 0.3 --T 3", "--alpha --T"),
+    ("eval_linear.py", "--features cached --epochs 1 --scheduler_type cosine --gamma 0.3", None),
+    ("eval_linear.py", "--features cached --epochs 1 --information_bins 5", "--information_bins"),
+    ("eval_linear.py", "--optimizer lbfgs --momentum 0.3", "--momentum"),
+    ("eval_linear.py", "--optimizer adam --epochs 1 --features cached --nesterov true", "--nesterov"),
+])  # fmt: skip
+def test_flags_without_effect_are_told(script, flags, named, patches, tmp_path):
+    base = "--arch resnet18 --width 0.0625 --stem small --device cpu --workers 0 --crop_size 32"
+    result = run(script, *flags.split(), *base.split(), "--data_path", patches, "--dump_path", tmp_path)
+    assert result.returncode == 0, result.stderr
+    told = [line.split()[1] for line in result.stderr.splitlines() if "has no effect with the other flags" in line]
+    assert told == (named.split() if named else [])

@@ -1,5 +1,6 @@
 """Every flag of every script reaches what it names: changed alone, it changes something that is built."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,7 +23,7 @@ import main_twist
 import main_w2ssl
 from src.errors import UserError
 from src.pretraining import Pretraining
-from src.settings import Leaf, leaves
+from src.settings import Leaf, flat, leaves
 from tests.built import Built, FakeImages, FakeTeacher, built
 
 IMAGES = FakeImages(64, 4)
@@ -71,6 +72,8 @@ ELSEWHERE = {
     "env_name": "shown only",
     "shard": "tests/parallel/test_sharding.py; refused without processes",
 }
+# They matter, but not every value does: epochs beyond the end, bounds that are not reached
+DEPENDS_ON_VALUE = ("program", "drop", "drop_gamma", "mme_epochs", "knn_train_images", "T0", "Tmult")
 # Scripts whose published programs have no mixed precision, so that --use_fp16 asks for what they do anyway
 ALWAYS_FP32 = (main_cwrgp, main_disco)
 # Values of flags whose type tells none, or few that fit the lines
@@ -188,3 +191,28 @@ def test_every_flag_changes_something(module: types.ModuleType) -> None:
         if not any(changes(line, leaf) for line in lines):
             without_effect.append(leaf.flags[0])
     assert without_effect == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", LINES, ids=lambda module: module.__name__)
+def test_a_flag_without_effect_is_told(module: types.ModuleType) -> None:
+    """On every line: whatever flag changes nothing that is built has not been read, so that the user is warned."""
+    processes, lines = LINES[module]
+    kept_quiet = []
+    for line in lines:
+        plain = built(module, line, processes, IMAGES, on_meta=False)
+        before, values = outline(plain), flat(plain.run.settings)
+        for leaf in leaves(module.SCRIPT.settings):
+            if leaf.name in ELSEWHERE or leaf.name in DEPENDS_ON_VALUE:
+                continue
+            others = []
+            for words in other_values(leaf):
+                with contextlib.suppress(UserError):
+                    given = f"{line} {leaf.flags[0]} {' '.join(words)}"
+                    others.append(built(module, given, processes, IMAGES, on_meta=False))
+            others = [other for other in others if flat(other.run.settings) != values]
+            if any(outline(other) != before for other in others):
+                continue
+            if any(leaf.name in other.run.call.reads.names for other in others):
+                kept_quiet.append(f"{line}: {leaf.flags[0]}")
+    assert kept_quiet == []

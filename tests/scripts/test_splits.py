@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from src.checkpoints.store import read_run
+from src.cli import Call
 from tests.helpers import on_ranks
 
 TINY = (
@@ -65,6 +66,21 @@ def _main(module, words):
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = importlib.import_module(module).main(words)
     return code, said.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_no_flag_is_said_to_have_no_effect_that_is_read_later(patches, tmp_path, name, monkeypatch):
+    """The warning comes before the first step; nothing may look at a setting for the first time after that."""
+    module, line = METHODS[name]
+    calls = []
+    real = Call.tell_unread
+    monkeypatch.setattr(Call, "tell_unread", lambda call: (calls.append(call), real(call)))
+    words = [*line.format(own=32).split(), "--data_path", patches / "train", "--dump_path", tmp_path, "--knn_freq", 1,
+             "--knn_k", 3, "--val_path", patches / "test"]  # fmt: skip
+    assert importlib.import_module(module).main([str(word) for word in words]) == 0
+    reads = calls[0].reads
+    assert reads.names - reads.told == set()
 
 
 @pytest.mark.slow

@@ -43,13 +43,16 @@ class TwistViewSettings:
 
     def views(self) -> Sequence[View]:
         """Those of the main loss."""
-        first, second = (self.min1, self.max1), (self.min2, self.max2)
-        return twist(self.aug, self.local_crops, self.img_size, first, second, self.size_crops)
+        if self.aug == "multicrop":
+            first, second = (self.min1, self.max1), (self.min2, self.max2)
+            return twist(self.aug, self.local_crops, global_scale=first, local_scale=second, sizes=self.size_crops)
+        return twist(self.aug, 0, self.main_size, sizes=(self.main_size, self.main_size))
 
     def harder_views(self) -> Sequence[View]:
         """Those of self-labelling: always multi-crop, with as many local crops as before."""
         size = self.main_size
-        return twist("multicrop", self.local_crops, size, *HARDER, sizes=(size, self.size_crops[1]))
+        local = self.size_crops[1] if self.local_crops else size
+        return twist("multicrop", self.local_crops, size, *HARDER, sizes=(size, local))
 
 
 def twist(
