@@ -12,8 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from src import cli
-from src.checkpoints.weights import write_weights
+from src.checkpoints.files import refuse_overwriting, write_atomically
+from src.checkpoints.published import in_published_layout
+from src.checkpoints.run_file import read_run
+from src.checkpoints.weights import require_finite, write_weights
 from src.errors import UserError
 from src.models.backbones import STEMS
 from src.models.pretrained import Hints, load_backbone
@@ -29,6 +34,11 @@ class Settings:
     arch: str | None = setting(None, "timm's name, for a published file that is no ResNet")
     stem: str | None = setting(
         None, "first layers of a ResNet with a 3x3 first convolution, for a published file", choices=STEMS
+    )
+    layout: str = setting(
+        "backbone",
+        "backbone: the network alone; published: everything, as the method's own program saves it (W2SSL)",
+        choices=["backbone", "published"],
     )
     key: str = setting("auto", "entry of the file that holds the weights; auto finds it")
     overwrite: bool = setting(False, "replace a file that exists", switch=True)
@@ -46,11 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     if out.suffix not in (".pth", ".pt", ".safetensors"):
         raise UserError(f"{out}: expected a name that ends in .pth, .pt or .safetensors")
-    if out.exists():
-        if Path(args.checkpoint).exists() and out.samefile(args.checkpoint):
-            raise UserError(f"{out} is the file to read")
-        if not args.overwrite:
-            raise UserError(f"{out} exists already: choose another name, or say --overwrite")
+    refuse_overwriting(out, args.checkpoint, args.overwrite)
+    if args.layout == "published":
+        if out.suffix == ".safetensors":
+            raise UserError("--layout published is a PyTorch file: expected a name that ends in .pth or .pt")
+        content = in_published_layout(read_run(args.checkpoint), args.checkpoint)
+        require_finite(content["state_dict"], args.checkpoint)
+        write_atomically(out, lambda file: torch.save(content, file))
+        print(f"wrote {len(content['state_dict'])} entries to {out}")
+        return 0
     loaded = load_backbone(args.checkpoint, Hints(args.arch, stem=args.stem), args.key)
     state = loaded.backbone.state_dict()
     write_weights(out, state, loaded.told)

@@ -16,7 +16,7 @@ import torch
 from src import cli, pretraining
 from src.clock import Clock
 from src.data.datasets import TrainingDataSettings
-from src.data.small_sets import SMALL_SETS, evaluation_resize, known_set
+from src.data.small_sets import SMALL_SETS, default_path, evaluation_resize, known_set
 from src.data.splits import find_training
 from src.data.view_sets import CWRGPViewSettings
 from src.data.views import RandomView
@@ -35,7 +35,7 @@ from src.methods.cwrgp import TRANSFORMS, GroupWhitening, GroupWhiteningSettings
 from src.methods.joint_embedding import Parts
 from src.models.backbones import BackboneSpec, ResidualStart
 from src.models.heads import ProjectorSettings
-from src.optim.batch_scaled import BatchScaledSettings
+from src.optim.batch_scaled import ELSEWHERE, BatchScaledSettings
 from src.optim.schedules import dropped_rate, epoch_cosine_rate, warm_restarts
 from src.parallel import sync_bn
 from src.pretraining import Plan, Pretraining, PretrainingSettings, RunSettings
@@ -127,6 +127,8 @@ PROGRAMS = {
         optim=OptimSettings(epochs=200, bs=512, lr=1e-3, wd=1e-6, optimizer="adam"),
     ),
 }
+# SimSiam has a trainer of its own: SGD and a cosine, without warm-up
+SIMSIAM = {"optimizer": "sgd", "warmup_iters": 0}
 INTL_FLAGS = (
     *("--nmb_crops", "--crops_size", "--min_scale_crops", "--max_scale_crops", "--gaussian_prob"),
     *("--solarization_prob", "--multi_crop", "--iters", "--trade_off", "--m", "--warmup_eps"),
@@ -154,6 +156,8 @@ def complete(given: Mapping[str, Any]) -> Settings:
             "stem": known.stem,
             "eval_resize": evaluation_resize(dataset, size),
             "precision": "fp32",  # the programs have no mixed precision
+            **default_path(given),
+            **(SIMSIAM if given.get("method") == "simsiam" and "program" not in given else {}),
         },
     )
     return replaced(base, given)
@@ -164,6 +168,7 @@ SCRIPT = cli.Script(
     Settings(),
     complete=complete,
     ignored=dict.fromkeys(INTL_FLAGS, "it belongs to --method intl and intl_m"),
+    retired=ELSEWHERE,
     repeatable=True,
 )
 

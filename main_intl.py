@@ -19,7 +19,7 @@ import main_cwrgp
 from src import cli, pretraining
 from src.clock import Clock
 from src.data.datasets import TrainingDataSettings
-from src.data.small_sets import INTL_MEAN, INTL_STD, evaluation_resize, known_set
+from src.data.small_sets import INTL_MEAN, INTL_STD, default_path, evaluation_resize, known_set
 from src.data.splits import find_training
 from src.data.view_sets import IntlViewSettings
 from src.data.view_sets.intl import MULTI_CROP
@@ -31,10 +31,10 @@ from src.evaluation.knn import OnlineKNNSettings
 from src.losses.whitened import trace_loss_floor
 from src.methods.intl import Intl, IntlSettings
 from src.methods.joint_embedding import Parts, spectrum
-from src.models.backbones import BackboneSpec, ResidualStart
-from src.models.heads import ProjectorSettings
+from src.models.backbones import BackboneSpec, ResidualStart, feature_width
+from src.models.heads import ProjectorSettings, output_width
 from src.ops.whitening import iter_norm
-from src.optim.batch_scaled import BatchScaledSettings
+from src.optim.batch_scaled import ELSEWHERE, BatchScaledSettings
 from src.optim.schedules import intl_rate
 from src.parallel import sync_bn
 from src.plots import spectrum_curves
@@ -118,6 +118,7 @@ def complete(given: Mapping[str, Any]) -> Settings:
             "mean": INTL_MEAN.get(dataset, known.mean),
             "std": INTL_STD.get(dataset, known.std),
             "zero_init_residual": given.get("arch", base.backbone.arch) != "resnet18",
+            **default_path(given),
             "precision": PrecisionSettings.published(program == "intl", given).precision,
         },
     )
@@ -139,6 +140,7 @@ SCRIPT = cli.Script(
     Settings(),
     complete=complete,
     ignored={flag: "it belongs to main_cwrgp.py" for leaf in THEIRS for flag in leaf.flags},
+    retired=ELSEWHERE,
     repeatable=True,
 )
 
@@ -164,6 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     method = Intl.build(parts, settings.intl, weight, with_momentum=settings.method == "intl_m")
     if settings.optim.sync_bn:
         sync_bn.convert(method, device_type=run.world.device.type)
+    if settings.intl.axis == 0 and embedding_width(method) <= run.step_batch:
+        raise UserError(
+            f"--axis 0 whitens {run.step_batch} samples over {embedding_width(method)} features, which must be more: a "
+            "larger --emb, a smaller --bs, or --axis 1"
+        )
     pretraining.place(run, method)
     steps, base = run.clock.steps_per_epoch, settings.optim.base_rate
 
@@ -179,6 +186,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluations=[Evaluation(1, lambda: draw_spectrum(run, method))],
         backbone_file=f"{settings.backbone.arch}.pth",
         derived={"trade_off": weight},
+    )
+
+
+def embedding_width(method: Intl) -> int:
+    """d, of what is whitened."""
+    return (
+        output_width(method.projection) if len(list(method.projection.parameters())) else feature_width(method.backbone)
     )
 
 
@@ -213,7 +227,8 @@ def echo(run: Pretraining[Settings], method: Intl, monitor: Monitor) -> None:
     pretraining.echo_model(run, monitor, method, f"embedding {settings.head.emb}")
     monitor.say(f"lr         {number(optim.base_rate)} ({optim.optimizer}), weight decay {optim.wd:g}")
     views = 1 if settings.method == "intl_m" else 2
-    floor = trace_loss_floor(optim.bs, settings.intl.iters) * weight * views
+    variables = optim.bs if settings.intl.axis == 0 else embedding_width(method)
+    floor = trace_loss_floor(variables, settings.intl.iters) * weight * views
     monitor.say(f"loss       {weight:g} times the trace loss; it cannot go below {floor:.2f} (an even spectrum)")
 
 

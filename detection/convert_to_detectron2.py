@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from detection.names import read_pickle, to_detectron2, to_torchvision
 from src import cli
-from src.checkpoints.files import write_atomically
+from src.checkpoints.files import refuse_overwriting, write_atomically
 from src.checkpoints.layouts import resnet_in
 from src.checkpoints.weights import require_finite, write_weights
 from src.errors import UserError
@@ -38,6 +38,7 @@ class Settings:
     out: str = setting("", "file to write: a .pkl for detectron2, a .pth with torchvision's names", required=True)
     to: str = setting("detectron2", "whose names to use", choices=["detectron2", "torchvision"])
     key: str = setting("auto", "entry of the file that holds the weights; auto finds it")
+    overwrite: bool = setting(False, "replace a file that exists", switch=True)
 
 
 SCRIPT = cli.Script(
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, ending = Path(args.out), ".pkl" if args.to == "detectron2" else ".pth"
     if out.suffix != ending:
         raise UserError(f"{out}: expected a name that ends in {ending}")
+    refuse_overwriting(out, args.checkpoint, args.overwrite)
     told: Mapping[str, Any]
     if Path(args.checkpoint).suffix == ".pkl":
         state, origin, told = to_torchvision(read_pickle(args.checkpoint)), args.checkpoint, {}

@@ -54,6 +54,16 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
         raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
 
 
+def refuse_overwriting(out: Path, source: str | Path, overwrite: bool) -> None:
+    """Raises UserError for a file that is the one to be read, or exists while nobody said ``--overwrite``."""
+    if not out.exists():
+        return
+    if Path(source).exists() and out.samefile(source):
+        raise UserError(f"{out} is the file to read")
+    if not overwrite:
+        raise UserError(f"{out} exists already: choose another name, or say --overwrite")
+
+
 def require_writable(folder: str | Path) -> None:
     """Makes a folder where there is none; raises UserError where nothing can be written into it.
 

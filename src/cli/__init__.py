@@ -1,6 +1,6 @@
 """The command line: flags made of typed settings, words of published programs, one-line errors, exit codes."""
 
-from .parser import Call, Script, boolean, command_line, note
+from .parser import Call, Script, boolean, command_line, note, whole
 from .run import run
 
-__all__ = ["Call", "Script", "boolean", "command_line", "note", "run"]
+__all__ = ["Call", "Script", "boolean", "command_line", "note", "run", "whole"]

@@ -23,4 +23,12 @@ RETIRED = {
     "improve_numerical_stability": "Sinkhorn is safe at any epsilon",
 }
 # Those that never took a value: a word after them is something else.
-RETIRED_SWITCHES = {"multiprocessing_distributed", "use_env", "pin_mem", "no_pin_mem", "stop_grad_conv1", "resume_ckpt"}
+RETIRED_SWITCHES = {
+    "multiprocessing_distributed",
+    "use_env",
+    "pin_mem",
+    "no_pin_mem",
+    "stop_grad_conv1",
+    "resume_ckpt",
+    "eval_head",
+}

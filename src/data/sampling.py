@@ -28,6 +28,7 @@ class ResumableBatches:
         batch_size: of this rank.
         seed: 0 gives the order of the published runs, which do not pass their seed on to the sampler.
         drop_last: leave out an incomplete last batch.
+        drop_single: leave out a last batch of one image, over which batch norm has no statistics.
 
     Raises UserError when no batch is left.
     """
@@ -41,12 +42,13 @@ class ResumableBatches:
         world_size: int = 1,
         seed: int = 0,
         drop_last: bool = True,
+        drop_single: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"--batch_size {batch_size}: expected at least one image per process")
         self.num_images, self.batch_size = num_images, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.drop_last = drop_last
+        self.drop_last, self.drop_single = drop_last, drop_single
         self.per_rank = -(-num_images // world_size)
         self.epoch = 0
         self.first_batch = 0
@@ -57,7 +59,8 @@ class ResumableBatches:
             )
 
     def __len__(self) -> int:
-        return self.per_rank // self.batch_size if self.drop_last else -(-self.per_rank // self.batch_size)
+        full, rest = divmod(self.per_rank, self.batch_size)
+        return full + (not self.drop_last and rest > int(self.drop_single))
 
     def seek(self, epoch: int, first_batch: int = 0) -> None:
         """The next iteration runs through ``epoch`` from its batch ``first_batch`` on."""

@@ -1,7 +1,9 @@
 """What INTL's and CW-RGP's programs assume about the small data sets that they know by name."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from .named import TORCHVISION_SETS
 from .datasets import IMAGENET_MEAN, IMAGENET_STD
 
 Channels = tuple[float, float, float]
@@ -40,6 +42,19 @@ INTL_STD: dict[str, Channels] = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100"
 def known_set(dataset: str) -> SmallSet:
     """What is known about ``--dataset``; ImageNet's values for all others."""
     return SMALL_SETS.get(dataset, IMAGENET)
+
+
+def default_path(given: Mapping[str, Any]) -> dict[str, str]:
+    """Where the papers' programs look for a named set, if ``--data_path`` is not given."""
+    dataset = given.get("dataset", "folder")
+    if "data_path" in given or dataset not in (*TORCHVISION_SETS, "tiny_in"):
+        return {}
+    return {"data_path": "data/tiny-imagenet-200" if dataset == "tiny_in" else "data"}
+
+
+def bicubic_evaluation(dataset: str) -> bool:
+    """Whether the papers' programs resize a set's evaluated images bicubically."""
+    return dataset in ("stl10", "tiny_in")
 
 
 def evaluation_resize(dataset: str, eval_size: int) -> int | None:

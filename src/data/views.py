@@ -106,6 +106,11 @@ _FLIP = 4 * _ATTEMPTS
 _JITTER, _ORDER, _FACTORS, _GRAYSCALE, _BLUR, _SIGMA, _SOLARIZE, _COUNT = (_FLIP + i for i in (1, 2, 6, 10, 11, 12, 13, 14))
 
 
+def _factor(strength: float, uniform: float) -> float:
+    """Uniform in [1 - strength, 1 + strength], of which torchvision cuts off what is below 0."""
+    return 1.0 + strength * (2.0 * uniform - 1.0) if strength <= 1.0 else (1.0 + strength) * uniform
+
+
 @dataclass(frozen=True)
 class RandomView:
     """A random resized crop with flip, colour jitter, grayscale, blur and solarisation, in this order.
@@ -166,10 +171,8 @@ class RandomView:
         grayscale = bool(u[_GRAYSCALE] < self.grayscale)
         if grayscale and self.gray_first:
             order, grayscale = (GRAYSCALE, *order), False
-        brightness, contrast, saturation, hue = (
-            strength * (2.0 * float(x) - 1.0)
-            for strength, x in zip(self.jitter, u[_FACTORS : _FACTORS + 4], strict=True)
-        )
+        drawn = [float(x) for x in u[_FACTORS : _FACTORS + 4]]
+        brightness, contrast, saturation = map(_factor, self.jitter, drawn[:3])
         low, high = self.blur_sigma
         draw = Draw(
             top,
@@ -178,11 +181,10 @@ class RandomView:
             crop_width,
             flip=bool(u[_FLIP] < self.flip),
             order=order,
-            # strengths above 1 would make negative factors; torchvision cuts them off the same way
-            brightness=max(0.0, 1.0 + brightness),
-            contrast=max(0.0, 1.0 + contrast),
-            saturation=max(0.0, 1.0 + saturation),
-            hue=hue,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=self.jitter[3] * (2.0 * drawn[3] - 1.0),
             grayscale=grayscale,
             blur_sigma=low + (high - low) * float(u[_SIGMA]) if u[_BLUR] < self.blur else 0.0,
             solarize=bool(u[_SOLARIZE] < self.solarize),

@@ -38,6 +38,10 @@ def rankme(embeddings: Tensor) -> Tensor:
     return torch.exp(-(p * p.log()).sum())
 
 
+# Embeddings of an effective rank below this one, of 16 dimensions or more, have collapsed: healthy ones have tens
+RANK_OF_A_COLLAPSE = 2.5
+
+
 @torch.no_grad()
 def mean_entropy(probabilities: Tensor) -> Tensor:
     """Mean entropy, in nats, of the distributions in the last dimension."""

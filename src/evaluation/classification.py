@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints.files import refuse_overwriting
 from ..checkpoints.store import CheckpointStore
 from ..cli import Call, Script
 from ..clock import Clock
@@ -80,7 +81,9 @@ def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], na
     recipe = protocols.resolve(settings.classifier, settings.labels.labels_perc, protocol, world.size)
     check(settings, recipe)
     digest = fingerprint(weights.backbone)
-    subject = open_subject(settings, weights, world.device, protocol.std, recipe.bicubic, protocol.whole_image)
+    told = settings.classifier.bicubic is not None or recipe.bicubic
+    bicubic = recipe.bicubic if told else None
+    subject = open_subject(settings, weights, world.device, protocol.std, bicubic, protocol.whole_image)
     train, subset_digest = share_of(subject.train, settings.labels, recipe.labels_perc, settings.judged.seed)
     where = settings.data.data_path
     derived = {
@@ -132,6 +135,9 @@ def check(settings: ClassificationSettings, recipe: Recipe) -> None:
         raise UserError("--scheduler_type exponential needs a positive --final_lr")
     if lbfgs and (not cached or settings.judging.evaluate or len(recipe.lr) > 1):
         raise UserError("--optimizer lbfgs needs --features cached, and goes without --evaluate and several --lr")
+    file = settings.judging.classifier_file
+    if file and Path(file).exists() and Path(settings.judged.pretrained).is_file():
+        refuse_overwriting(Path(file), settings.judged.pretrained, overwrite=True)
     if settings.judging.evaluate and settings.judging.resume == "never":
         raise UserError("--evaluate judges a checkpoint: it cannot go with --resume never")
 

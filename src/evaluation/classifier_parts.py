@@ -108,7 +108,10 @@ def loaders(task: Task, backbone: nn.Module) -> Loaders:
     rank, world_size = collectives.rank(), collectives.world_size()
 
     def batches_of(images: int) -> ResumableBatches:
-        return ResumableBatches(images, recipe.batch_size, rank=rank, world_size=world_size, drop_last=False)
+        alone = recipe.weights == "finetune" and not (recipe.protocol.sync_bn and world_size > 1)
+        return ResumableBatches(
+            images, recipe.batch_size, rank=rank, world_size=world_size, drop_last=False, drop_single=alone
+        )
 
     device = subject.prepare.device
     pin = device.type == "cuda"

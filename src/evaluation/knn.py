@@ -45,10 +45,10 @@ class OnlineKNNSettings:
         at_most=8192,
     )
 
-    def view(self, training_size: int) -> CentreView:
+    def view(self, training_size: int, bicubic: bool = False) -> CentreView:
         """How evaluated images are shown to a network that is trained on crops of ``training_size`` pixels."""
         size = self.eval_size or training_size
-        return CentreView(size, self.eval_resize or round(size * 256 / 224))
+        return CentreView(size, self.eval_resize or round(size * 256 / 224), bicubic)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from ..data.datasets import (
 )
 from ..data.decoding import Decoding
 from ..data.loading import ToDevice
+from ..data.small_sets import bicubic_evaluation
 from ..data.source import ImageSource
 from ..data.splits import name_of_data
 from ..data.views import CentreView
@@ -143,13 +144,14 @@ def open_subject(
     weights: Pretrained,
     device: torch.device,
     std: Sequence[float] = SWAV_STD,
-    bicubic: bool = False,
+    bicubic: bool | None = None,
     whole_image: bool = False,
 ) -> Subject:
     """Opens the images and brings the backbone to its device.
 
     Crop size, mean and standard deviation come from the flags where given, else from the run that made the
-    checkpoint, else they are ImageNet's, with ``std``. With ``whole_image`` test images are resized to the crop.
+    checkpoint, else they are ImageNet's, with ``std``. ``bicubic`` None is as the papers do it with the data set. With
+    ``whole_image`` test images are resized to the crop.
     """
     of_run, data, judged = weights.settings, settings.data, settings.judged
     size = judged.crop_size or of_run.get("eval_size", 224)
@@ -177,4 +179,11 @@ def open_subject(
             print(f"warning: left out beside the {which} images: {'; '.join(source.left_out)}", file=sys.stderr)
     backbone = weights.backbone.to(device).to(memory_format=torch.channels_last)
     prepare = ToDevice(device, mean, std)
-    return Subject(backbone, train, test, CentreView(size, resize, bicubic), prepare, weights.description)
+    return Subject(
+        backbone,
+        train,
+        test,
+        CentreView(size, resize, bicubic_evaluation(data.dataset) if bicubic is None else bicubic),
+        prepare,
+        weights.description,
+    )

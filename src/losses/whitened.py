@@ -26,9 +26,10 @@ def trade_off(size: int) -> float:
     return 0.01 * (math.log2(size) - 3)
 
 
-def trace_loss_floor(samples: int, iterations: int) -> float:
-    """What the trace loss on axis 0 cannot go below after T iterations: N (1 - h_T(1 / N))^2."""
-    return samples * (1.0 - spectrum_after(1.0 / samples, iterations)) ** 2
+def trace_loss_floor(variables: int, iterations: int) -> float:
+    """What the trace loss cannot go below after T iterations: n (1 - h_T(1 / n))^2 for a covariance of n variables,
+    which are the N samples on axis 0 and the d features on axis 1."""
+    return variables * (1.0 - spectrum_after(1.0 / variables, iterations)) ** 2
 
 
 def covariance_penalty(x: Tensor, axis: int = 0) -> Tensor:

@@ -17,7 +17,7 @@ from ..errors import Diverged, UserError
 from ..losses.whitened import covariance_penalty, normalised_mse
 from ..ops.whitening import Kind, group_whitening
 from ..settings import setting
-from .joint_embedding import JointEmbedding, Parts
+from .joint_embedding import WHITENING_ADVICE, JointEmbedding, Parts
 
 # How each method transforms a sub-batch; `bn` standardises, `plain` leaves it alone (and collapses)
 TRANSFORMS = {"cwrgp": "zca", "wmse": "cholesky", "pca": "pca", "bn": "bn", "plain": "plain"}
@@ -68,6 +68,8 @@ class GroupWhitening(JointEmbedding):
         covariance_weight, covariance_epochs: of a penalty on the covariance of the untransformed embeddings, in the
             first so many epochs and one more step.
     """
+
+    collapse_advice = WHITENING_ADVICE
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from ..optim.ema import momentum_copy, update_momentum_copy
 from ..optim.schedules import warmup_cosine
 from ..parallel import collectives
 from ..settings import setting
-from .joint_embedding import Parts, collapse_check, start_backbone, watch
+from .joint_embedding import WHITENING_ADVICE, Parts, collapse_check, start_backbone, watch
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,18 @@ class Intl(Method):
         loss = distance + self.weight * trace
         outputs = {"loss": loss, "mse": distance.detach(), "trace_loss": trace.detach()}
         if clock.logging:
-            floor, collapsed = self._bounds(len(key_Nd))
+            floor, collapsed = self._bounds(key_Nd.shape[self.axis])
             outputs["loss_floor"] = outputs["loss"].new_tensor(self.weight * floor)
             outputs["trace_from_floor"] = (trace.detach() - floor) / (collapsed - floor)
             outputs |= watch(embeddings_nd.detach())
             self.embeddings_seen = embeddings_nd.detach().float()
         return outputs
 
-    def _bounds(self, samples: int) -> tuple[float, float]:
+    def _bounds(self, variables: int) -> tuple[float, float]:
         """What the trace losses add up to with an even spectrum, and with all variance in one direction."""
         times = 1 if self.momentum is not None else 2
-        floor, collapsed = trace_loss_floor(samples, self.iterations), samples * (1 - 1 / samples) ** 2
+        floor, collapsed = trace_loss_floor(variables, self.iterations), variables * (1 - 1 / variables) ** 2
         return times * floor, times * collapsed
 
     def health_checks(self) -> list[Check]:
-        return [collapse_check()]
+        return [collapse_check(WHITENING_ADVICE)]

@@ -4,14 +4,14 @@ Shape suffixes: V = views of an image, n = images of this rank, d = embedding si
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..clock import Clock
 from ..data.loading import Batch
-from ..engine.diagnostics import Check, feature_std, rankme, singular_values
+from ..engine.diagnostics import RANK_OF_A_COLLAPSE, Check, feature_std, rankme, singular_values
 from ..engine.method import Method
 from ..models.backbones import BackboneSpec, ResidualStart, feature_width, initialize
 from ..models.backbones.resnet import ResNet
@@ -34,6 +34,9 @@ def spectrum(embeddings_nd: Tensor, axis: int = 1) -> Tensor:
     centred = embeddings_nd.float() - embeddings_nd.float().mean(dim=1 - axis, keepdim=True)
     eigenvalues = singular_values(centred).square()
     return eigenvalues / eigenvalues.sum().clamp_min(1e-12)
+
+
+WHITENING_ADVICE = "Try a lower learning rate, or whitening with more groups."
 
 
 class Parts(NamedTuple):
@@ -104,8 +107,10 @@ class JointEmbedding(Method):
             outputs |= watch(embeddings[0].detach())
         return outputs
 
+    collapse_advice: ClassVar[str] = "Try a lower learning rate, or a longer warm-up."
+
     def health_checks(self) -> list[Check]:
-        return [collapse_check()]
+        return [collapse_check(self.collapse_advice)]
 
 
 def watch(embeddings_nd: Tensor) -> dict[str, Tensor]:
@@ -119,11 +124,11 @@ def watch(embeddings_nd: Tensor) -> dict[str, Tensor]:
     }
 
 
-def collapse_check() -> Check:
-    """Embeddings that are one point, or lie on a line."""
+def collapse_check(advice: str) -> Check:
+    """Embeddings that are one point, or lie on a line or in a plane."""
 
     def failed(values: Mapping[str, float]) -> bool:
-        return values.get("feature_std", 1.0) < 0.05 or values.get("rankme", 99.0) < 1.5
+        return values.get("feature_std", 1.0) < 0.05 or values.get("rankme", 99.0) < RANK_OF_A_COLLAPSE
 
     def verdict(values: Mapping[str, float]) -> str:
         return (
@@ -131,4 +136,4 @@ def collapse_check() -> Check:
             f"{values['feature_std']:.3f} (1: all over the sphere, 0: one point)."
         )
 
-    return Check("collapse", failed, verdict, "Try a lower learning rate, or whitening with more groups.")
+    return Check("collapse", failed, verdict, advice)

@@ -150,4 +150,4 @@ class MoCo(QueueMethod):
         return {"feature_std": feature_std(queries_nC.detach()), "rankme": rankme(queries_nC.detach())}
 
     def health_checks(self) -> list[Check]:
-        return [collapse_check()]
+        return [collapse_check("Try a lower learning rate, a larger --moco_k, or a higher --moco_m.")]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..clock import Clock
 from ..data.loading import Batch
-from ..engine.diagnostics import Check, feature_std, rankme
+from ..engine.diagnostics import RANK_OF_A_COLLAPSE, Check, feature_std, rankme
 from ..engine.method import Scale
 from ..engine.monitor import progress_bar
 from ..errors import UserError
@@ -149,7 +149,8 @@ class OfflineAssignments(PrototypeMethod):
 
     def health_checks(self) -> list[Check]:
         def collapsed(values: Mapping[str, float]) -> bool:
-            return values["feature_std"] < 0.1 or values["largest_cluster"] > 0.5
+            few = values.get("rankme", 99.0) < RANK_OF_A_COLLAPSE
+            return few or values["feature_std"] < 0.1 or values["largest_cluster"] > 0.5
 
         def verdict(values: Mapping[str, float]) -> str:
             return (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..clock import Clock
 from ..data.loading import Batch
-from ..engine.diagnostics import Check, feature_std, mean_entropy, rankme
+from ..engine.diagnostics import RANK_OF_A_COLLAPSE, Check, feature_std, mean_entropy, rankme
 from ..engine.method import Scale
 from ..errors import UserError
 from ..losses.sinkhorn import sinkhorn
@@ -189,17 +189,14 @@ class SwAV(PrototypeMethod):
         log_k = math.log(len(self.prototypes_used))
 
         def stuck(values: Mapping[str, float]) -> bool:
-            return (
-                values["loss"] > 0.99 * log_k
-                and values["assignment_entropy"] > 0.99 * log_k
-                and values["feature_std"] < 0.1
-            )
+            uniform = values["loss"] > 0.99 * log_k and values["assignment_entropy"] > 0.99 * log_k
+            return (uniform and values["feature_std"] < 0.1) or values.get("rankme", 99.0) < RANK_OF_A_COLLAPSE
 
         def verdict(values: Mapping[str, float]) -> str:
             return (
-                f"COLLAPSE: the loss is stuck at ln K ({values['loss']:.3f}, ln {len(self.prototypes_used)} = "
-                f"{log_k:.3f}), assignments are uniform and all images have nearly the same embedding "
-                f"(feature std {values['feature_std']:.3f})."
+                f"COLLAPSE: all images have nearly the same embeddings (effective rank {values.get('rankme', 1):.1f}, "
+                f"feature std {values['feature_std']:.3f}); the loss is {values['loss']:.3f}, and ln "
+                f"{len(self.prototypes_used)} = {log_k:.3f} means that nothing is learnt."
             )
 
         advice = (

@@ -95,6 +95,7 @@ class W2SSL(Method):
         self.where_weight, self.what_weight = where_weight, what_weight
         self.momentum, self.momentum_cosine = momentum, momentum_cosine
         self.shared_order, self.seed = shared_order, seed
+        self._part = 0  # forward passes of the step so far
 
     @classmethod
     def build(cls, backbone: nn.Module, own: W2SSLSettings, parts: int, scale: Scale) -> "W2SSL":
@@ -124,18 +125,24 @@ class W2SSL(Method):
         return half_cosine(clock.step, clock.total_steps, self.momentum, 1.0)
 
     def before_step(self, clock: Clock) -> None:
+        self._part = 0
         momentum = self.momentum_at(clock)
         update_momentum_copy(self.momentum_backbone, self.backbone, momentum)
         update_momentum_copy(self.momentum_fc_crop, self.fc_crop, momentum)
 
-    def order(self, view: int, total: int, clock: Clock) -> Tensor:
-        """The permutation of the ``total`` patches of a view; it follows from seed and step, so all ranks have it."""
+    def order(self, view: int, total: int, clock: Clock, part: int = 0) -> Tensor:
+        """The permutation of the ``total`` patches of a view; it follows from seed and step, so all ranks have it.
+
+        Each ``part`` of an accumulated step has its own.
+        """
         key = [_MONTAGE, self.seed, clock.step, 0 if self.shared_order else view]
+        key += [part] if part else []
         return torch.from_numpy(np.random.default_rng(key).permutation(total))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         images = len(batch) * collectives.world_size()
-        orders = [self.order(view, self.parts * images, clock) for view in (0, 1)]
+        orders = [self.order(view, self.parts * images, clock, self._part) for view in (0, 1)]
+        self._part += 1
         views = (batch.crops[: self.parts], batch.crops[self.parts :])
         montages = [deal_out(patches, order) for patches, order in zip(views, orders, strict=True)]
         features = [self._patch_features(self.backbone, montage) for montage in montages]
@@ -171,7 +178,7 @@ class W2SSL(Method):
         return supervised_contrastive(rows, torch.cat([of_queries, of_keys]), self.temperature)
 
     def health_checks(self) -> list[Check]:
-        return [collapse_check()]
+        return [collapse_check("Try a lower learning rate, a higher --loss_t, or a larger batch.")]
 
 
 def _two_layers(width: int, hidden: int, out: int) -> nn.Sequential:

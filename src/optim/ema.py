@@ -23,4 +23,6 @@ def update_momentum_copy(average: nn.Module, online: nn.Module, momentum: float)
     """
     averaged: list[Tensor] = list(average.parameters())
     source: list[Tensor] = list(online.parameters())
+    if not averaged:
+        return  # a head that is none
     torch._foreach_lerp_(averaged, source, 1.0 - momentum)  # one pass over the memory

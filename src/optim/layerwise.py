@@ -59,7 +59,7 @@ class LayerwiseSGD(torch.optim.SGD):
         torch._fused_sgd_(
             weights,
             grads,
-            [self._buffer(p, weight) for p, weight in zip(params, weights, strict=True)],
+            [self._buffer(p, w) for p, w in zip(params, weights, strict=True)] if group["momentum"] else [],
             weight_decay=0.0,  # rescaling has seen to it
             momentum=group["momentum"],
             lr=rate,

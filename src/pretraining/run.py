@@ -17,6 +17,7 @@ from ..data.datasets import OWN_SETS, check_channels, open_images, open_labelled
 from ..data.fingerprint import agreed_fingerprint
 from ..data.loading import Batch, ToDevice, ViewDataset, Views, make_loader
 from ..data.sampling import ResumableBatches
+from ..data.small_sets import bicubic_evaluation
 from ..data.source import ImageSource, evenly_spread, first_images, require_labels
 from ..data.splits import find_val_beside
 from ..data.views import CentreView
@@ -137,7 +138,7 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
         loader,
         ToDevice(world.device, data.mean, data.std),
         scale,
-        settings.knn.view(settings.training_size),
+        settings.knn.view(settings.training_size, bicubic_evaluation(data.dataset)),
     )
 
 

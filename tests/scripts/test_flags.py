@@ -30,7 +30,7 @@ IMAGES = FakeImages(64, 4)
 TINY = "--data_path /x --arch resnet18 --width 0.0625 --stem small --epochs 20 --knn_freq 1 --knn_k 3"
 SWAV = f"{TINY} --size_crops 16 --nmb_prototypes 4 --hidden_mlp 8 --feat_dim 4 --batch_size 4 --warmup_epochs 2"
 TWIST = f"{TINY} --size_crops 16 12 --img_size 16 --dim 4 --hid_dim 8 --batch_size 4 --bunch_size 4 --mme_epochs 12"
-JOINT = f"{TINY} --head_size 8 --emb 16 --bs 16"
+JOINT = f"{TINY} --head_size 8 --emb 48 --bs 16"
 DISCO = f"{TINY} --crop_size 16 --moco_k 16 --moco_dim 128 --hidden 8 --batch_size 4"
 DINO = "--size_crops 16 12 --img_size 16 --out_dim 8 --hidden_dim 8 --bottleneck_dim 4 --batch_size 4"
 W2SSL = f"{TINY} --crop_size 16 --crop_proj_dim 4 --moco_mlp_dim 8 --batch_size 4 --warmup_epochs 2"
@@ -81,7 +81,7 @@ VALUES = {
     "accept_changes": ["lr"], "value_range": ["0 9"], "channels": ["1"], "extensions": [".gif"],
     "T0": ["3"], "arch": ["resnet34"], "batch_size": ["8"], "bn_parts": ["2"], "bs": ["32"], "bunch_size": ["8"],
     "crops_for_assign": ["1 0"], "data_path": ["/y"], "device": ["cuda"], "dim": ["5"], "dist_url": ["tcp://localhost:1"],
-    "distill": ["darkrank"], "dump_path": ["/z"], "emb": ["32"], "eval_resize": ["40"], "eval_size": ["12"],
+    "distill": ["darkrank"], "dump_path": ["/z"], "emb": ["64"], "eval_resize": ["40"], "eval_size": ["12"],
     "group": ["2"], "hidden": ["-1"], "knn_k": ["4"], "knn_train_images": ["16"], "max2": ["0.3"], "max_steps": ["7"],
     "min1": ["0.5"], "moco_dim": ["64"], "nmb_crops": ["3", "2 1"], "nmb_prototypes": ["5", "5 5"],
     "program": ["intl_cifar", "cwrgp_small"], "queue_length": ["16"], "schedule": ["3 5"], "size_dataset": ["32"],

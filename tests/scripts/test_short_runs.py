@@ -68,7 +68,7 @@ def test_self_labelling_is_not_all_warm_up(capsys):
 
 
 def test_warm_ups_in_steps(capsys):
-    line = f"{TINY} --method simsiam --crop_size 16 --head_size 8 --emb 8 --bs 32 --epochs 2"
+    line = f"{TINY} --method byol --crop_size 16 --head_size 8 --emb 8 --bs 32 --epochs 2"
     what = built(main_cwrgp, line, 1, FakeImages(320, 4))
     assert what.run.settings.optim.warmup_iters == 2
     assert "--warmup_iters is 2 instead of 500, for a run of 20 steps" in capsys.readouterr().err

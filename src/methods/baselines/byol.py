@@ -33,6 +33,8 @@ class BYOL(JointEmbedding):
         momentum: tau_0 of the copy; rises to 1 by a cosine over the epochs.
     """
 
+    collapse_advice = "Try a higher --byol_tau, or a lower learning rate."
+
     def __init__(
         self, backbone: nn.Module, head: nn.Module, *, width: int, hidden: int, momentum: float = 0.99, **options: Any
     ) -> None:

@@ -61,4 +61,4 @@ class SEED(QueueMethod):
         return outputs
 
     def health_checks(self) -> list[Check]:
-        return [collapse_check()]
+        return [collapse_check("Try a lower learning rate, or a higher --teacher_temperature.")]

@@ -35,8 +35,10 @@ __all__ = [
 
 STEMS = ("imagenet", "small", "small_pool", "small_padded")
 
-# Names of the published programs -> timm's
+# Names of the published programs -> ours and timm's
 ALIASES = {
+    **{f"resnet50x{n}": f"resnet50w{n}" for n in (2, 4, 5)},  # INTL's, of ours
+    "resnet200x2": "resnet200w2",
     "efficientb0": "efficientnet_b0",
     "efficientb1": "efficientnet_b1",
     "efficientb5": "efficientnet_b5",
@@ -93,6 +95,7 @@ def create_backbone(
 
     Raises UserError for an unknown name or an option that the model does not have.
     """
+    name = ALIASES.get(name, name)
     if stem not in STEMS:
         raise UserError(f"unknown stem {stem!r}: expected {', '.join(STEMS)}")
     if name in RESNETS:
@@ -107,14 +110,30 @@ def create_backbone(
     if name in ("vit_t", "vit_s", "vit_b"):
         from .vit import VisionTransformer  # imports timm
 
-        return VisionTransformer(name, drop_path, channels)
-    return _timm_backbone(name, drop_path, channels)
+        return _with_whole_patches(VisionTransformer(name, drop_path, channels))
+    return _with_whole_patches(_timm_backbone(name, drop_path, channels))
+
+
+def _with_whole_patches(model: nn.Module) -> nn.Module:
+    """The same; images that transformers cannot cut into patches are refused in one line."""
+    if hasattr(getattr(model, "patch_embed", None), "patch_size"):
+        model.register_forward_pre_hook(_check_patches)
+    return model
+
+
+def _check_patches(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    side: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
+    rows, columns = side if isinstance(side, (tuple, list)) else (side, side)
+    height, width = inputs[0].shape[-2:]
+    if height % rows or width % columns:
+        raise UserError(
+            f"crops of {height}x{width} pixels cannot be cut into the network's patches of {rows}x{columns}"
+        )
 
 
 def _timm_backbone(name: str, drop_path: float, channels: int) -> nn.Module:
     import timm  # takes a second to import, and most runs do not need it
 
-    name = ALIASES.get(name, name)
     if not timm.is_model(name):
         known = [*RESNETS, *timm.list_models()]
         close = difflib.get_close_matches(name, known, n=3)
