@@ -252,7 +252,7 @@ def restore(
     changes = identity.compare(content.get("settings", {}), became, path, args.accept_changes)
     if changes and collectives.is_main():
         print(f"warning: settings changed since the checkpoint was written: {changes}", file=sys.stderr)
-    if content["step"] > args.iterations:
+    if content["step"] > args.iterations and not args.eval_only:
         raise UserError(f"{path} has gone through {content['step']} iterations: --iterations {args.iterations} is less")
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])

@@ -5,8 +5,13 @@ class UserError(ValueError):
     """Wrong input that the user can put right.
 
     The message is one line: what was wrong, and what to do. :func:`src.cli.run` prints it without a traceback
-    and exits with 2. Anything else that goes wrong is ours and keeps its traceback.
+    and exits with 2. Anything else that goes wrong is ours and keeps its traceback. Characters that would end the line
+    or move the cursor, in a file's name or an argument, are shown as escapes.
     """
+
+    def __init__(self, message: str) -> None:
+        escaped = (c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)
+        super().__init__("".join(escaped))
 
 
 class Diverged(RuntimeError):
