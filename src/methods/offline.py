@@ -154,8 +154,9 @@ class OfflineAssignments(PrototypeMethod):
 
         def verdict(values: Mapping[str, float]) -> str:
             return (
-                f"COLLAPSE: {100 * values['largest_cluster']:.0f} % of the images are in one cluster, and the spread "
-                f"of embeddings is {values['feature_std']:.3f} (1: all over the sphere, 0: one point)."
+                f"COLLAPSE: {100 * values['largest_cluster']:.0f} % of the images are in one cluster; the embeddings' "
+                f"effective rank is {values.get('rankme', 1):.1f}, their spread {values['feature_std']:.3f} (1: all "
+                "over the sphere, 0: one point)."
             )
 
         return [Check("collapse", collapsed, verdict, "Try a lower learning rate, or fewer or softer crops.")]

@@ -92,13 +92,16 @@ def load_backbone(path: str | Path, spec: "BackboneSpec | Hints | None" = None, 
         origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
     spec = _spec_of(path, spec or Hints(), settings, state)
     backbone = spec.build()
+    # batch norm's counters, which no evaluation reads: old files and detectron2's have none, and torch does without
+    counters = {n: t for n, t in backbone.state_dict().items() if n.endswith("num_batches_tracked") and n not in state}
+    state |= counters
     problem = describe_mismatch(backbone.state_dict(), state, path)
     if problem:
         raise UserError(f"{problem} ({spec.arch}); is --arch right?")
     require_finite(state, path)
     backbone.load_state_dict(state)
     backbone.eval()
-    description = f"{spec.arch} from {path}: {len(state)} entries ({origin})"
+    description = f"{spec.arch} from {path}: {len(state) - len(counters)} entries ({origin})"
     on_top = next((p for p in head_prefixes if any(name.startswith(p) for name in named)), None)
     head = {n[len(on_top) :]: t for n, t in named.items() if n.startswith(on_top)} if on_top else {}
     queue = named.get("queue")

@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from src.engine.diagnostics import Check, HealthMonitor, feature_std, mean_entropy, rankme, singular_values
+from tests.built import built
 
 
 def test_feature_std_is_one_on_the_sphere_and_zero_at_a_point():
@@ -48,3 +50,29 @@ def test_a_verdict_needs_patience_and_comes_after_the_grace():
     assert health.update(130, {"x": 0}) == []
     assert health.update(140, {"x": 5}) == []  # recovered: counting starts again
     assert [health.update(step, {"x": 0}) for step in (150, 160, 170)] == [[], [], ["x is 0. Raise it."]]
+
+
+# Each method's remedies, by a word of theirs
+ADVICE = {
+    "main_swav.py --batch_size 16": "--epsilon",
+    "main_swav.py --method deepcluster-v2 --batch_size 16": "softer crops",
+    "main_intl.py --bs 16": "more groups",
+    "main_cwrgp.py --method cwrgp --bs 512": "more groups",
+    "main_cwrgp.py --method contrastive --bs 16": "warm-up",
+    "main_cwrgp.py --method byol --bs 16": "--byol_tau",
+    "main_disco.py --batch_size 16": "--moco_k",
+    "main_w2ssl.py --batch_size 16": "--loss_t",
+}
+
+
+@pytest.mark.parametrize("line", ADVICE)
+def test_embeddings_on_a_line_are_a_collapse_and_the_advice_is_the_methods(line):
+    script, _, words = line.partition(" ")
+    method = built(importlib.import_module(script.removesuffix(".py")), f"--data_path /x {words}").training["method"]
+    healthy = {"loss": 2.0, "assignment_entropy": 1.0, "feature_std": 0.9, "rankme": 40.0, "largest_cluster": 0.1}
+    (check,) = method.health_checks()
+    assert not check.failed(healthy)
+    assert check.failed({**healthy, "rankme": 1.8})
+    assert ADVICE[line] in check.advice
+    assert ("groups" in check.advice) == ("groups" in ADVICE[line])
+    assert "1.8" in check.verdict({**healthy, "rankme": 1.8})

@@ -16,8 +16,23 @@ def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
+class _StridedConv1x1(nn.Conv2d):
+    """On CPUs the pixels that a stride passes over are left out first, which computes the same.
+
+    With fewer than 16 channels in channels-last layout and maps of some 50 pixels or more, torch 2.15's (oneDNN's,
+    AVX-512) gradient of such a convolution writes beyond its buffer: wrong numbers, or a crash.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu":
+            return super().forward(input)
+        rows, columns = self.stride
+        return F.conv2d(input[:, :, ::rows, ::columns], self.weight)
+
+
 def _conv1x1(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, kernel_size=1, stride=stride, bias=False)
+    kind = _StridedConv1x1 if stride > 1 and channels_in < 16 else nn.Conv2d
+    return kind(channels_in, channels_out, kernel_size=1, stride=stride, bias=False)
 
 
 class BasicBlock(nn.Module):

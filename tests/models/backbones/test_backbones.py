@@ -228,3 +228,19 @@ def test_stems_make_maps_of_their_sizes(stem, side):
     backbone = create_backbone("resnet18", width=0.125, stem=stem)
     assert backbone.feature_map(torch.randn(2, 3, 32, 32)).shape[-2:] == (side, side)
     assert backbone.conv1.stride == ((2, 2) if stem == "imagenet" else (1, 1))
+
+
+def test_gradients_of_narrow_networks_on_large_images_are_right():
+    """In channels-last layout, with fewer than 16 channels before a strided 1x1 convolution; ten times as a guard."""
+    torch.manual_seed(0)
+    network = create_backbone("resnet18", width=0.125, stem="small").to(memory_format=torch.channels_last)
+    convolution = network.layer2[0].downsample[0]
+    assert convolution.weight.shape[:2] == (16, 8)
+    images = torch.randn(4, 8, 56, 56).contiguous(memory_format=torch.channels_last).requires_grad_()
+    direction = torch.randn(4, 16, 28, 28)
+    for _ in range(10):
+        found = torch.autograd.grad(convolution(images), [images, convolution.weight], direction)
+    exact = [t.detach().double().contiguous().requires_grad_() for t in (images, convolution.weight)]
+    expected = torch.autograd.grad(torch.nn.functional.conv2d(*exact, stride=2), exact, direction.double())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
