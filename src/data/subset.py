@@ -61,14 +61,17 @@ def class_balanced(labels: Sequence[int], percent: float, seed: int) -> list[int
         labels: of all images; -1 where there is none, which is never chosen.
         percent: of the labelled images, above 0 and up to 100. Every class keeps at least one.
     """
-    by_class = [np.flatnonzero(np.asarray(labels) == label) for label in sorted(set(labels) - {-1})]
+    all_labels = np.asarray(labels)
+    order = np.argsort(all_labels, kind="stable")
+    order = order[all_labels[order] != -1]
+    by_class = np.split(order, np.flatnonzero(np.diff(all_labels[order])) + 1)
     rng = np.random.default_rng(seed)
     wanted = round(sum(map(len, by_class)) * percent / 100)
     quota = np.zeros(len(by_class), dtype=int)
     room = np.array([len(images) for images in by_class])
-    order = rng.permutation(len(by_class))
+    turns = rng.permutation(len(by_class))
     while quota.sum() < wanted:  # deals one image a class at a time; few rounds, since they are dealt in bulk
-        open_classes = order[quota[order] < room[order]]
+        open_classes = turns[quota[turns] < room[turns]]
         each = max(1, min((wanted - quota.sum()) // len(open_classes), (room - quota)[open_classes].min()))
         quota[open_classes[: wanted - quota.sum()]] += each
     chosen = [rng.permutation(images)[: max(1, n)] for images, n in zip(by_class, quota, strict=True)]

@@ -176,6 +176,9 @@ def test_a_short_training_resumes_exactly_and_ends_in_an_ap(data, weights, tmp_p
         again.stdout.splitlines()[-1]
         == f"AP {content['AP']:.2f}  AP50 {content['AP50']:.2f}  AP75 {content['AP75']:.2f}"
     )
+    other = run(*command(data, tmp_path / "a", weights, dataset, "--model", model, "--iterations", 5, "--lr", 0.5))
+    assert (other.returncode, "was made with other settings: lr " in other.stderr) == (2, True)
+    assert "--accept_changes lr" in other.stderr
 
 
 @pytest.mark.slow

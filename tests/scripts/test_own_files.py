@@ -60,7 +60,7 @@ def test_a_fine_tuned_network_is_saved_so_that_evaluations_load_it(patches, tmp_
 @pytest.mark.parametrize(
     "line",
     [
-        "main_intl.py --method intl_m --bs 16 --crops_size 16 16",
+        "main_intl.py --method intl_m --bs 16 --crops_size 16 16 --emb 64 --head_size 32",
         "main_cwrgp.py --method byol --bs 16 --crop_size 16 --warmup_iters 0",
         "main_disco.py --batch_size 16 --crop_size 16 --moco_k 32",
         "main_w2ssl.py --batch_size 16 --crop_size 32",
