@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if world.is_main:
             found = found._replace(features=by_kmeans(found.features, own.kmeans, own.normalize, judged.seed))
     if world.is_main:
-        report(judged.dump_path, subject, how, found, own.mosaic)
+        report(judged.dump_path, settings.data.data_path, subject, how, found, own.mosaic)
     call.tell_unread()
     collectives.barrier()
     return 0
@@ -110,6 +110,7 @@ def by_kmeans(features_NF: Tensor, clusters: int, normalize: bool, seed: int) ->
 
 def report(
     folder: str,
+    data_path: str,
     subject: Subject,
     how: str,
     found: Features,
@@ -118,6 +119,7 @@ def report(
     """Prints the scores and writes ``cluster.json``, ``predictions.csv``, ``clusters.png`` and ``confusion.png``.
 
     Args:
+        folder, data_path: where to, and what was judged.
         found: confidences (N, K) in clusters.
         mosaic: number of clusters in the picture.
     """
@@ -134,6 +136,7 @@ def report(
     classes_K = match(table)
     content = {
         "what": subject.description,
+        "data_path": data_path,
         "how": how,
         "images": len(labels_N),
         "unreadable": found.unreadable,

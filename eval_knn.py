@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for name, source in (("training images", subject.train), ("test images", subject.test))
     )
+    own = fitted(own, call.given, len(train.labels))  # some may be unreadable
     common: dict[str, Any] = {"ks": own.k, "num_classes": subject.num_classes}
     if own.rule == "majority":
         predict = partial(nearest_majority, train.features, train.labels, **common)

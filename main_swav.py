@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         optimizer,
         {"lr": learning_rate},
         lambda monitor: echo(run, method, teacher, monitor),
-        derived={"teacher_sha256": "" if teacher is None else teacher.sha256},
+        derived={"teacher_sha256": ""} if teacher is None else teacher.identity,
     )
 
 

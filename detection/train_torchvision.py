@@ -103,7 +103,7 @@ def build_model(args: DetectionSettings, classes: int, synchronise: bool) -> nn.
     from torchvision.models import detection
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-    arch, state = args.arch, None
+    state = None
     if args.pretrained:
         loaded = load_backbone(args.pretrained, Hints(stem="imagenet"), args.key)
         state = loaded.backbone.state_dict()
@@ -113,6 +113,8 @@ def build_model(args: DetectionSettings, classes: int, synchronise: bool) -> nn.
                 f"{args.pretrained}: torchvision's detectors here need a ResNet of width 1 with the ImageNet stem"
             )
         arch = found[0]
+    else:
+        arch = args.arch
     if arch not in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
         raise UserError(f"{arch}: torchvision has resnet18, 34, 50, 101 and 152")
     norm = nn.SyncBatchNorm if synchronise else nn.BatchNorm2d
@@ -201,7 +203,8 @@ def judge(model: nn.Module, data: Boxes, args: DetectionSettings, world: launch.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings = SCRIPT.parse(argv).settings
+    call = SCRIPT.parse(argv)
+    settings = call.settings
     args = settings.detection
     test = open_data(args, training=False)
     train = None if args.eval_only else open_data(args, training=True)
@@ -225,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if train is not None:
             fit(args, model, optimizer, train, step, world, became)
     result = judge(model, test, args, world)
+    if train is None or step < args.iterations:  # a finished run has read no rates
+        call.tell_unread()
     if world.is_main:
         print("  ".join(f"{name} {value:.2f}" for name, value in result.items()))
         content = {"what": args.pretrained or "random weights", "dataset": args.dataset, "model": args.model, **result}
@@ -295,8 +300,8 @@ def fit(
             if not torch.isfinite(loss):
                 raise Diverged(f"the loss is not finite in iteration {step}; the last checkpoint is from before")
             if world.is_main:
-                parts = "  ".join(f"{name.removeprefix('loss_')} {float(value):.3f}" for name, value in losses.items())
-                print(f"iteration {step}/{args.iterations}  loss {float(loss):.4f}  {parts}", flush=True)
+                parts = "  ".join(f"{name.removeprefix('loss_')} {value.item():.3f}" for name, value in losses.items())
+                print(f"iteration {step}/{args.iterations}  loss {loss.item():.4f}  {parts}", flush=True)
         if step % args.save_every == 0 or step == args.iterations:
             state = [model.state_dict(), optimizer.state_dict()["state"]]
             if not all_finite_everywhere(tensors_in(state), world.device):

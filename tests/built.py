@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -49,6 +49,7 @@ class FakeTeacher:
     """Stands for a checkpoint that is not there; remembers how it was asked for."""
 
     sha256, description, width = "of the teacher", "a teacher", 128
+    identity: ClassVar[dict[str, str]] = {"teacher_sha256": sha256}
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.asked = (arguments, options)

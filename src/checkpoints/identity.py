@@ -74,7 +74,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], path: object, accept
 
 
 def _change(key: str, before: Any, now: Any) -> str:
-    digests = isinstance(before, str) and isinstance(now, str)
+    digests = all(isinstance(value, str) and len(value) >= 16 and value.isalnum() for value in (before, now))
     return f"other {key.replace('_', ' ')}" if digests else f"{key} {before} -> {now}"
 
 

@@ -44,7 +44,7 @@ class FolderImages(ImageFiles):
 
     Args:
         root: the folder.
-        extensions: further endings of image files, such as ``.npy``.
+        extensions: further endings of image files, such as ``.npy`` or ``npy``.
     """
 
     def __init__(self, root: str | Path, extensions: Sequence[str] = ()) -> None:
@@ -53,7 +53,7 @@ class FolderImages(ImageFiles):
             raise UserError(f"{self.root} does not exist")
         if not self.root.is_dir():
             raise UserError(f"{self.root} is a file; expected a folder of images")
-        scan = _Scan(EXTENSIONS | {ending.lower() for ending in extensions})
+        scan = _Scan(EXTENSIONS | {f".{ending.lower().removeprefix('.')}" for ending in extensions})
         flat, folders = scan.look(str(self.root))
         if not os.access(self.root, os.R_OK | os.X_OK):
             raise UserError(f"{self.root} cannot be read: permission denied")

@@ -175,7 +175,7 @@ def build(task: Task, world: launch.World, monitor: Monitor) -> Built:
     data = loaders(task, backbone)
     method = build_method(task, backbone)
     if settings.teaching.teacher:
-        task.derived["teacher_sha256"] = give_teacher(settings.teaching, method, subject.num_classes, world.device)
+        task.derived.update(give_teacher(settings.teaching, method, subject.num_classes, world.device))
     if recipe.protocol.sync_bn or recipe.weights == "freeze":  # frozen, only the classifier's own batch norm is trained
         sync_bn.convert(method, device_type=world.device.type)
     method.to(world.device)

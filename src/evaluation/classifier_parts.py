@@ -78,13 +78,15 @@ def build_method(task: Task, backbone: nn.Module) -> Classification:
     )
 
 
-def give_teacher(own: TeacherSettings, method: Classification, num_classes: int, device: torch.device) -> str:
-    """Makes the loss that of knowledge distillation from ``--teacher``; returns the teacher's digest."""
+def give_teacher(
+    own: TeacherSettings, method: Classification, num_classes: int, device: torch.device
+) -> dict[str, Any]:
+    """Makes the loss that of knowledge distillation from ``--teacher``; returns the teacher's identity."""
     teacher = Teacher(own.teacher, own.teacher_arch, own.teacher_stem, training=False, normalise=False).to(device)
     if teacher.width != num_classes:
         raise UserError(f"{own.teacher} tells {teacher.width} classes apart, and the data has {num_classes}")
     method.teach(teacher, own.alpha, own.T)
-    return teacher.sha256
+    return teacher.identity
 
 
 class Loaders(NamedTuple):

@@ -30,6 +30,7 @@ class Teacher:
         backbone, head: head is None for files without one.
         queue: the file's queue of keys, (C, K), or None.
         sha256: a digest of the weights.
+        identity: what a run's settings say of it: the same weights are another teacher behind another stem.
         description: one line that says what was loaded.
 
     Raises UserError when the file is not usable.
@@ -57,6 +58,7 @@ class Teacher:
         self.networks = nn.ModuleList([self.backbone, *([self.head] if self.head is not None else [])])
         self.networks.requires_grad_(False).train(training)
         self.sha256 = fingerprint(self.networks)
+        self.identity = {"teacher_sha256": self.sha256, "teacher_network": vars(loaded.spec)}
         self._path = path
 
     @property

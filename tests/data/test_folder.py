@@ -76,11 +76,12 @@ def test_nothing_is_left_out_of_a_plain_folder(patches):
     assert FolderImages(patches / "train").left_out == []
 
 
-def test_further_endings_are_asked_for(tmp_path):
+@pytest.mark.parametrize("ending", [".GIF", "gif"])
+def test_further_endings_are_asked_for(tmp_path, ending):
     images(tmp_path / "cat", "a.gif")
     images(tmp_path / "dog", "b.png")
     assert FolderImages(tmp_path).classes == ["dog"]
-    source = open_images("folder", tmp_path, extensions=[".GIF"])
+    source = open_images("folder", tmp_path, extensions=[ending])
     assert (source.classes, list(source.left_out)) == (["cat", "dog"], [])
     with pytest.raises(UserError, match=r"no images in .*left out: 1 with the ending \.gif"):
         FolderImages(tmp_path / "cat")

@@ -16,6 +16,7 @@ from src.data.fingerprint import fingerprint
 from src.data.lmdb_file import LMDBImages
 from src.errors import UserError
 from src.models.backbones import create_backbone
+from src.models.teacher import Teacher
 from src.settings import flat
 from tests.helpers import run
 
@@ -224,3 +225,13 @@ def test_the_detector_continues_its_own_weights_only(tmp_path):
         flat(parse(["--pretrained", str(tmp_path / "a.pth")]).settings)["dump_path"]
         == "detections/fasterrcnn-a-on-coco"
     )
+
+
+def test_the_same_weights_behind_another_stem_are_another_teacher(tmp_path):
+    torch.save(create_backbone("resnet18", width=0.0625, stem="small").state_dict(), tmp_path / "x.pth")
+    one, again, other = (Teacher(tmp_path / "x.pth", stem=stem).identity for stem in ("small", "small", "small_pool"))
+    assert one["teacher_sha256"] == other["teacher_sha256"]
+    assert identity.compare(one, again, "x") == ""
+    with pytest.raises(UserError, match=r"teacher_network \(stem small -> small_pool\)"):
+        identity.compare(one, other, "x")
+    assert identity.compare({"teacher_sha256": one["teacher_sha256"]}, other, "x") == ""  # of an earlier release

@@ -226,3 +226,17 @@ def test_fewer_images_than_processes_and_a_process_that_can_read_none(tmp_path):
         for ours, theirs in zip(found[:3], alone[:3], strict=True):
             np.testing.assert_array_equal(ours, theirs)
         assert found[3] == alone[3]
+
+
+def test_default_neighbours_are_as_many_as_can_be_read(checkpoint, patches, tmp_path):
+    shutil.copytree(patches, tmp_path / "data")
+    torn = sorted((tmp_path / "data" / "train").rglob("*.*"))
+    for path in torn[8:]:
+        path.write_bytes(b"")
+    base = ["--data_path", tmp_path / "data", "--pretrained", checkpoint, "--workers", 0, "--device", "cpu"]
+    result = run("eval_knn.py", *base, "--dump_path", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "note: --k is 8, as there are only 8 training images" in result.stderr
+    assert list(json.loads((tmp_path / "knn.json").read_text())["knn"]) == ["8"]
+    asked = run("eval_knn.py", *base, "--dump_path", tmp_path, "--k", 9)
+    assert (asked.returncode, "--k 9: there are only 8 training images" in asked.stderr) == (2, True)
