@@ -30,9 +30,8 @@ import main_swav
 import main_twist
 import main_w2ssl
 from scripts import make_lmdb
-from src.checkpoints.store import CheckpointStore, RunState, read_run
+from src.checkpoints.store import read_run
 from src.cli.parser import given_in
-from src.clock import Clock
 from src.data.folder import FolderImages
 from src.data.lmdb_file import LMDBImages
 from src.data.loading import ViewDataset
@@ -42,6 +41,7 @@ from src.data.views import CentreView
 from src.engine.monitor import read_log
 from src.errors import UserError
 from src.settings import Leaf, leaves
+from tests.scripts.test_right_numbers import save_run
 
 pytestmark = pytest.mark.slow
 
@@ -229,16 +229,9 @@ def test_any_lmdb_file_is_read_or_refused_and_never_kills(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from src.methods.swav import SwAV
-    from src.models.backbones import create_backbone
-    from src.optim.larc import LARC
-
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    method = SwAV(create_backbone("resnet18", width=0.0625, stem="small"), hidden_mlp=4, feat_dim=4, nmb_prototypes=3)
-    state = RunState(method, LARC(method.parameters()), torch.amp.GradScaler("cpu", enabled=False), Clock(10, 4), 8)
-    CheckpointStore(folder, {"method": "swav", "arch": "resnet18", "width": 0.0625, "stem": "small"}).save(state)
-    return folder / "checkpoint.pth.tar"
+    return save_run(
+        tmp_path_factory.mktemp("run"), {"method": "swav", "arch": "resnet18", "width": 0.0625, "stem": "small"}
+    )
 
 
 def test_any_checkpoint_is_the_same_or_refused(checkpoint, tmp_path):

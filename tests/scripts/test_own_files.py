@@ -8,12 +8,8 @@ import torch
 
 import eval_knn
 from detection import convert_to_detectron2
-from src.checkpoints.store import CheckpointStore, RunState, read_run
-from src.clock import Clock
-from src.methods.swav import SwAV
-from src.models.backbones import create_backbone
+from src.checkpoints.store import read_run
 from src.models.pretrained import load_backbone
-from src.optim.larc import LARC
 from tests.helpers import run
 from tests.scripts.test_right_numbers import SMALL, save_run
 
@@ -21,11 +17,7 @@ from tests.scripts.test_right_numbers import SMALL, save_run
 @pytest.mark.parametrize("names", [["x.pth"], ["x.pkl", "x.pth"]], ids=["torchvision", "detectron2 and back"])
 def test_a_converted_network_is_the_same_network(patches, tmp_path, names):
     """``--to torchvision``, straight from a checkpoint and from detectron2's names."""
-    torch.manual_seed(0)
-    method = SwAV(create_backbone("resnet18"), hidden_mlp=8, feat_dim=8, nmb_prototypes=6, queue_rows=4)
-    state = RunState(method, LARC(method.parameters()), torch.amp.GradScaler("cpu", enabled=False), Clock(10, 4), 8)
-    CheckpointStore(tmp_path, {**SMALL, "width": 1.0, "stem": "imagenet"}).save(state)
-    weights = [tmp_path / name for name in ("checkpoint.pth.tar", *names)]
+    weights = [save_run(tmp_path, {**SMALL, "width": 1.0, "stem": "imagenet"}), *(tmp_path / name for name in names)]
     for source, target in itertools.pairwise(weights):
         names_of = "torchvision" if target.suffix == ".pth" else "detectron2"
         assert convert_to_detectron2.main([str(source), str(target), "--to", names_of]) == 0

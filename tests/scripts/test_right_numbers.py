@@ -29,7 +29,7 @@ SMALL = {"method": "swav", "arch": "resnet18", "width": 0.125, "stem": "small_po
 
 def save_run(folder, settings, change=lambda method: None):
     torch.manual_seed(0)
-    backbone = create_backbone("resnet18", width=0.125, stem=settings["stem"])
+    backbone = create_backbone("resnet18", width=settings["width"], stem=settings["stem"])
     method = SwAV(backbone, hidden_mlp=8, feat_dim=8, nmb_prototypes=6, queue_rows=4)
     change(method)
     state = RunState(method, LARC(method.parameters()), torch.amp.GradScaler("cpu", enabled=False), Clock(10, 4), 8)
