@@ -116,7 +116,9 @@ class Built:
 
 
 @contextlib.contextmanager
-def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_meta: bool) -> Iterator[None]:
+def _without_the_world(
+    processes: int, images: Any, found: dict[str, Any], on_meta: bool, device: torch.device | None
+) -> Iterator[None]:
     def capture(**arguments: Any) -> None:
         found["training"] = arguments
         raise _Captured
@@ -150,7 +152,7 @@ def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_me
 
     real_start, real_precision, tensor = pretraining.start, running.choose_precision, torch.tensor
     on_cpu = lambda *a, **k: tensor(*a, **{"device": "cpu", **k})  # noqa: E731
-    world = World(0, processes, 0, torch.device("cpu"))
+    world = World(0, processes, 0, device or torch.device("cpu"))
     with contextlib.ExitStack() as stack:
         for owner, name, stand_in in (
             (pretraining, "start", start),
@@ -164,8 +166,7 @@ def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_me
             (running, "seed_everything", seed_everything),
             (running, "choose_precision", choose_precision),
             (sync_bn, "convert", convert),
-            (disco, "Teacher", FakeTeacher),
-            (swav_disco, "Teacher", FakeTeacher),
+            *([] if device else [(disco, "Teacher", FakeTeacher), (swav_disco, "Teacher", FakeTeacher)]),
             *([(pretraining, "place", lambda *_: None), (torch, "tensor", on_cpu)] if on_meta else []),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
@@ -175,12 +176,19 @@ def _without_the_world(processes: int, images: Any, found: dict[str, Any], on_me
 
 
 def built(
-    script: ModuleType, line: str | Sequence[object], processes: int = 1, images: Any = None, on_meta: bool = True
-) -> Built:
-    """Runs a script's ``main`` up to the training. ``on_meta``: networks have no values, so large ones cost nothing."""
+    script: ModuleType, line: str | Sequence[object], processes: int = 1, images: Any = None, on_meta: bool = True,
+    device: torch.device | None = None,
+) -> Built:  # fmt: skip
+    """Runs a script's ``main`` up to the training.
+
+    Args:
+        on_meta: networks have no values, so large ones cost nothing.
+        device: where all of it is, teachers too; without one, the CPU, and teachers are fake.
+    """
     words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
     found: dict[str, Any] = {"sync_bn": [], "asked": []}
-    with _without_the_world(processes, images or FakeImages(), found, on_meta), contextlib.suppress(_Captured):
+    world = _without_the_world(processes, images or FakeImages(), found, on_meta and device is None, device)
+    with world, contextlib.suppress(_Captured):
         script.main(words)
     checkpoints = found["training"]["checkpoints"]
     return Built(found["run"], found["training"], checkpoints, found["sync_bn"], found["monitor"], found["asked"])

@@ -79,9 +79,11 @@ def run(
     """Runs a script in the repository, as a user does, with one thread for each process.
 
     Without a launcher the script runs in a fork of this process, which has imported torch already: a new Python would
-    take seconds to do so.
+    take seconds to do so. Not where it may use a GPU, which a fork cannot, or torch.compile, which has processes of
+    its own.
     """
-    if launcher is None and "--compile" not in arguments:  # torch.compile has processes of its own, which no fork has
+    on_cpu = "cpu" in arguments or not torch.cuda.is_available()
+    if launcher is None and on_cpu and "--compile" not in arguments:
         return _run_forked([str(argument) for argument in arguments], timeout)
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -1,21 +1,24 @@
 """What only a GPU can show; skipped without one (`benchmarks/gpu.sh` runs this file)."""
 
+import importlib
+import itertools
+import os
+
 import pytest
 import torch
 
 from src.checkpoints.store import read_run
-from src.clock import Clock
 from src.data.datasets import FolderImages
-from src.data.loading import Batch, ToDevice, ViewDataset, collate
+from src.data.loading import ToDevice, ViewDataset, collate
 from src.data.sampling import Position
 from src.data.view_sets import multi_crop
-from src.methods.swav import SwAV
 from src.models.backbones import checkpoint_activations, create_backbone
-from src.optim.larc import LARC
 from src.parallel import launch
-from tests.helpers import run
+from tests.helpers import run, torchrun
 from tests.runs import assert_same_end
+from tests.same_runs import EVALUATIONS
 from tests.scripts.test_main_swav import command
+from tests.steps import LINES, steps, training_of, waits_named, waits_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -45,32 +48,108 @@ def test_a_deterministic_run_in_two_parts_equals_one_in_one_go(patches, tmp_path
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_step_never_waits_for_the_device(dtype):
-    """Forward, loss, queue, backward, loss scaling, LARC: torch itself reports any synchronisation."""
-    device = launch.choose_device("cuda", 0)
-    method = SwAV(create_backbone("resnet18"), nmb_prototypes=50, queue_rows=32, epoch_queue_starts=0).to(device)
-    optimizer = LARC(method.parameters(), lr=0.1, weight_decay=1e-6)
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
-    crops = [torch.randn(16, 3, s, s, device=device) for s in (64, 64, 32)]
-    batch = Batch(crops, torch.zeros(16, device=device), torch.arange(16, device=device))
-    method.before_epoch(Clock(10, 1))
-    for step in range(6):
-        if step == 3:  # the first steps allocate and tune
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            method.before_step(Clock(10, 1, step))
-            with torch.autocast("cuda", dtype=dtype):
-                loss = method(batch, Clock(10, 1, step))["loss"]
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            method.after_backward(Clock(10, 1, step))
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(loss)
+# Their whitening decomposes a covariance, and reads from the GPU whether that could be done
+DECOMPOSE = ("cwrgp", "cwrgp-four-views", "wmse", "pca", "zero_icl")
+
+# read when cuBLAS starts, so before the first test
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture(autouse=True)
+def _as_at_the_start():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+
+
+@pytest.fixture(scope="module")
+def runs(patches, tmp_path_factory):
+    """Checkpoints of a MoCo run, the teacher of others, and of a SwAV run, which is evaluated; made on the GPU."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("moco", "swav"):
+        finish(LINES[name], patches, folder, folder / name)
+    return folder
+
+
+def finish(line, patches, runs, folder, *extra):
+    """Runs a command line of a script to its end, in this process, on the GPU."""
+    script, *words = line.format(data=patches, runs=runs).replace("--device cpu", "--device cuda").split()
+    words += ["--dump_path", str(folder)] if "--dump_path" not in words else []
+    words += ["--workers", "0"] if "--workers" not in words else []
+    assert not importlib.import_module(script.removesuffix(".py")).main([*words, *map(str, extra)])
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_step_never_waits_for_the_device(patches, runs, name):
+    """From the batch in pinned memory to the optimiser: torch itself reports any synchronisation."""
+    extra = [] if "--precision" in LINES[name] else ["--precision", "bf16"]
+    _, training = training_of(name, patches, runs, launch.choose_device("cuda", 0), *extra)
+    waits = waits_of(training)
+    if name in DECOMPOSE:
+        waits = [line for line in waits if "torch.linalg." not in line and "eigenvalues" not in line]
+    assert "\n".join(waits) == ""
+
+
+@pytest.mark.parametrize("name", ["swav", "twist", "intl", "moco", "w2ssl", "disco-maps"])
+def test_a_step_with_scaled_loss_and_bounded_gradients_never_waits(patches, runs, name):
+    extra = ["--precision", "fp16", "--clip_norm", "1", *([] if name == "intl" else ["--accumulate", "2"])]
+    _, training = training_of(name, patches, runs, launch.choose_device("cuda", 0), *extra)
+    # torch's own SGD has the scaler read whether a gradient overflowed; LARC, LARS and bf16 need no such look
+    waits = [line for line in waits_of(training) if "self.scaler.step" not in line]
+    assert "\n".join(waits) == ""
+
+
+def test_a_wait_is_noticed():
+    waits: set[str] = set()
+    with waits_named(waits):
+        torch.ones(3, device="cuda")[[0, 2]].add_(1).sum().item()
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_first_steps_are_those_of_the_cpu(patches, runs, name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    losses = {}
+    extra = ["--precision", "fp32", "--augment_on", "worker"]
+    if "main_twist.py" in LINES[name]:  # what is dropped is drawn on the device
+        extra += ["--drop", "0", "--drop_path", "0"]
+    for device in (torch.device("cpu"), launch.choose_device("cuda", 0)):
+        _, training = training_of(name, patches, runs, device, *extra)
+        losses[device.type] = [outputs["loss"].item() for outputs in itertools.islice(steps(training), 3)]
+    assert losses["cuda"][0] == pytest.approx(losses["cpu"][0], rel=1e-3, abs=1e-3)
+    # steps of so small networks spread whatever rounds otherwise
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.03, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["swav-queue", "deepcluster-v2", "sela-v2", "twist-teacher", "intl_m", "cwrgp", "byol", "moco", "disco", "seed",
+     "w2ssl", "dino"],
+)  # fmt: skip
+def test_every_method_resumes_exactly(patches, runs, tmp_path, name):
+    line = f"{LINES[name]} --deterministic"
+    finish(line, patches, runs, tmp_path / "a")
+    finish(line, patches, runs, tmp_path / "b", "--max_steps", 7)
+    finish(line, patches, runs, tmp_path / "b")
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_run(patches, runs, tmp_path, name):
+    finish(EVALUATIONS[name].replace("{runs}/judged", str(tmp_path)), patches, runs, "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [LINES["swav"], f"{LINES['swav']} --sync_bn apex", f"{LINES['swav']} --shard", LINES["twist"], LINES["intl_m"],
+     LINES["moco"], LINES["w2ssl"], f"{LINES['deepcluster-v2']}"],
+)  # fmt: skip
+def test_a_process_group_of_one(patches, runs, tmp_path, line):
+    """NCCL, DDP, sharding, with the one GPU that is sure to be there."""
+    words = line.format(data=patches, runs=runs).replace("--device cpu", "--device cuda").split()
+    result = run(*words, "--dump_path", tmp_path, "--workers", 1, launcher=torchrun(1))
+    assert result.returncode == 0, result.stderr
+    assert read_run(tmp_path / "checkpoint.pth.tar")["epoch"] == 3
 
 
 def test_colours_on_the_gpu_are_those_of_the_cpu(patches):

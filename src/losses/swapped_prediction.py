@@ -32,5 +32,5 @@ def swapped_prediction_loss(
     cross_entropy_AV = -torch.einsum("abk,vbk->av", assignments_ABK, log_p_VBK) / num_images
     is_other_AV = torch.ones_like(cross_entropy_AV)
     for slot, crop in enumerate(crops_for_assign):
-        is_other_AV[slot, crop] = 0.0
+        is_other_AV[slot, crop].fill_(0.0)
     return (cross_entropy_AV * is_other_AV).sum() / (len(crops_for_assign) * (num_crops - 1))

@@ -86,7 +86,9 @@ def twist_loss(
     kl = torch.cat(divergences).mean() / 2
     tempered = plain if temperature == 1.0 else torch.softmax(logits_VBC / temperature, dim=-1)
     rows, means = _entropies(tempered, eps)
-    share = rows.new_tensor([views - 1.0, views - 1.0] + [2.0] * (views - 2)) / (2 * (2 * views - 3))
+    share = torch.full_like(rows, 2.0)
+    share[:2].fill_(views - 1.0)
+    share = share / (2 * (2 * views - 3))
     eh, he = (share * rows).sum(), (share * means).sum()
     return TwistTerms(kl + alpha * eh - beta * he, kl, eh, he)
 
@@ -108,10 +110,8 @@ def twist_teacher_loss(
     students = torch.softmax(logits_VBC.float() / temperature, dim=-1)
     teachers = torch.softmax(teacher_2BC.detach().float() / temperature, dim=-1)
     student_logs, teacher_logs = torch.log(students + eps), torch.log(teachers + eps)
-    others = [[view for view in range(len(students)) if view != t] for t in range(2)]
-    divergences = [
-        (teachers[t] * (teacher_logs[t] - student_logs[others[t]])).sum(dim=-1).mean(dim=-1) for t in range(2)
-    ]
+    others = [student_logs[1:], torch.cat([student_logs[:1], student_logs[2:]])]
+    divergences = [(teachers[t] * (teacher_logs[t] - others[t])).sum(dim=-1).mean(dim=-1) for t in range(2)]
     kl = torch.cat(divergences).mean()
     rows, means = _entropies(students, eps)
     eh, he = rows.mean(), means.mean()
@@ -150,7 +150,7 @@ def self_labelling_loss(
     views, batch, _ = logits_VBC.shape
     confidence_2B = torch.softmax(source_2BC / temperature, dim=-1).amax(dim=-1)
     best_B = confidence_2B.amax(dim=0)
-    limit = best_B.new_tensor(threshold)
+    limit = best_B.new_full((), threshold)
     if quantile:
         limit = best_B.sort(descending=True).values[min(int(quantile * batch), batch - 1)]
     first_is_weak_B = confidence_2B[0] > confidence_2B[1]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..clock import Clock
 from ..errors import Diverged, UserError
 from ..losses.whitened import covariance_penalty, normalised_mse
+from ..ops.transfer import sent
 from ..ops.whitening import Kind, group_whitening
 from ..settings import setting
 from .joint_embedding import WHITENING_ADVICE, JointEmbedding, Parts
@@ -138,11 +139,11 @@ class GroupWhitening(JointEmbedding):
         order = torch.randperm(samples)
         out = [torch.empty_like(one) for one in embeddings_Vnd]
         for rows in order.split(self.sub_batch):
-            rows = rows.to(out[0].device)
+            rows = sent(rows, out[0].device)
             for view, embeddings in enumerate(embeddings_Vnd):
                 channels = None
                 if self.random_groups and self.transform in get_args(Kind):
-                    channels = torch.randperm(features).to(rows.device)
+                    channels = sent(torch.randperm(features), rows.device)
                 out[view] = out[view].index_copy(0, rows, self._transformed(embeddings[rows], channels))
         return out
 

@@ -21,6 +21,7 @@ from ..losses.supervised_contrastive import supervised_contrastive
 from ..models.backbones import feature_width, features_and_map, initialize
 from ..models.heads import mlp
 from ..ops.montage import deal_out, decouple, pool_quarters
+from ..ops.transfer import sent
 from ..optim.ema import momentum_copy, update_momentum_copy
 from ..optim.schedules import half_cosine
 from ..parallel import collectives
@@ -150,8 +151,8 @@ class W2SSL(Method):
         with torch.no_grad():
             keys = [self.momentum_fc_crop(self._patch_features(self.momentum_backbone, m)) for m in montages]
         device = features[0].device
-        what_labels = [(order % images).to(device) for order in orders]
-        where_labels = (orders[0] // images).to(device)  # of the first view only
+        what_labels = [sent(order % images, device) for order in orders]
+        where_labels = sent(orders[0] // images, device)  # of the first view only
         where_logits = self.fc_loc(features[0])
         with torch.autocast(device.type, enabled=False):
             where = F.cross_entropy(where_logits.float(), where_labels)

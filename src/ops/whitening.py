@@ -40,7 +40,7 @@ def iter_norm(x: Tensor, iterations: int = 4, axis: int = 0) -> Tensor:
     """
     a = observations(x, axis)
     covariance = a.T @ a / (len(a) - 1)
-    trace = covariance.trace()
+    trace = covariance.diagonal().sum()  # the gradient of `trace()` would wait for a GPU
     normalised = covariance / trace
     p = torch.eye(len(covariance), dtype=x.dtype, device=x.device)
     for _ in range(iterations):

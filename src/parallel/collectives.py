@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ops.transfer import sent
+
 
 def is_active() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -97,17 +99,17 @@ def permute_rows(tensor: Tensor, order: Tensor) -> Tensor:
     """
     count, ranks, mine = len(tensor), world_size(), rank()
     if ranks == 1:
-        return tensor[order.to(tensor.device)]
+        return tensor[sent(order, tensor.device)]
     wanted = order.view(ranks, count)
     owner = wanted // count
     to_each = [wanted[r][owner[r] == mine] - mine * count for r in range(ranks)]
     from_each = torch.bincount(owner[mine], minlength=ranks).tolist()
-    sent = tensor[torch.cat(to_each).to(tensor.device)].contiguous()
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, from_each, [len(rows) for rows in to_each])
+    outgoing = tensor[sent(torch.cat(to_each), tensor.device)].contiguous()
+    received = torch.empty_like(outgoing)
+    dist.all_to_all_single(received, outgoing, from_each, [len(rows) for rows in to_each])
     # they come grouped by the rank that owned them, within it in the order in which they are wanted
     arrival = torch.argsort(owner[mine], stable=True)
-    return received[torch.argsort(arrival).to(tensor.device)]
+    return received[sent(torch.argsort(arrival), tensor.device)]
 
 
 def all_gather_rows(tensor: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+"""Real training steps of every method of every script, one by one, on any device."""
+
+import contextlib
+import importlib
+import itertools
+import shlex
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from src.data.folder import FolderImages
+from src.engine.loop import Training
+from tests.built import built
+from tests.same_runs import RUNS, TWO
+
+# The command lines of one process
+LINES = {name: line for name, line in RUNS.items() if not line.startswith(TWO)}
+
+
+def training_of(name: str, patches: Path, runs: Path, device: torch.device, *extra: str) -> tuple[Any, Training]:
+    """What the command line ``name`` of :data:`LINES` would train, on a device, without files.
+
+    Args:
+        patches: the folder of images.
+        runs: where ``moco`` has its checkpoint, the teacher of others.
+        extra: further words of the command line.
+    """
+    script, *words = shlex.split(LINES[name].format(data=patches, runs=runs))
+    words += ["--device", device.type, "--workers", "0", "--dump_path", str(runs / "none"), *extra]
+    words += ["--knn_freq", "0"] if "--knn_freq" in words else []
+    module = importlib.import_module(script.removesuffix(".py"))
+    images = FolderImages(patches / "train")
+    found = built(module, words, images=images, device=device)
+    arguments = {**found.training, "monitor": mock.MagicMock(), "checkpoints": None, "evaluations": ()}
+    return found, Training(**arguments)
+
+
+def steps(training: Training, waits: set[str] | None = None) -> Iterator[dict[str, torch.Tensor]]:
+    """Makes the training's steps of two epochs; gives their outputs.
+
+    The places that wait for the GPU are added to ``waits``, except in the first step, which allocates and tunes.
+    """
+    clock, method = training.clock, training.method
+    with torch.enable_grad():
+        training._first_look()
+        for epoch in range(2):
+            method.train()
+            method.before_epoch(clock)
+            training.batches.seek(epoch)
+            loader = iter(training.loader)
+            for _ in range(clock.steps_per_epoch):
+                parts = list(itertools.islice(loader, training.accumulate))
+                with waits_named(waits) if waits is not None and clock.step else contextlib.nullcontext():
+                    outputs = training._step(parts)
+                    method.after_step(clock)
+                clock.step += 1
+                yield outputs
+
+
+def waits_of(training: Training) -> list[str]:
+    """The places where steps of two epochs wait for the GPU; AssertionError where the loss is not finite."""
+    waits: set[str] = set()
+    for outputs in steps(training, waits):
+        assert torch.isfinite(outputs["loss"])
+    return sorted(waits)
+
+
+@contextlib.contextmanager
+def waits_named(found: set[str]) -> Iterator[None]:
+    """Adds the places that make the host wait for the GPU to ``found``, each as the calls that led there."""
+
+    def remember(message: Any, *rest: Any, **named: Any) -> None:
+        if "synchronizing" not in str(message):
+            return
+        calls = [call for call in traceback.extract_stack() if "/src/" in call.filename]
+        found.add(" < ".join(f"{Path(call.filename).name}:{call.lineno} {call.line}" for call in reversed(calls[-3:])))
+
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = remember
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
