@@ -90,7 +90,7 @@ def contestants(source: FolderImages, views: Sequence[RandomView], peer: bool) -
     numbers = {name: itertools.count() for name in ("paper", "worker", "device", "peer")}
 
     def paper() -> list[torch.Tensor]:
-        with Image.open(source.paths[next(numbers["paper"]) % len(source)]) as opened:
+        with Image.open(source.name(next(numbers["paper"]) % len(source))) as opened:
             image = opened.convert("RGB")
         return [chain(image) for chain in chains]
 
@@ -115,7 +115,7 @@ def contestants(source: FolderImages, views: Sequence[RandomView], peer: bool) -
         )
 
         def lightly() -> object:
-            with Image.open(source.paths[next(numbers["peer"]) % len(source)]) as opened:
+            with Image.open(source.name(next(numbers["peer"]) % len(source))) as opened:
                 return transform(opened.convert("RGB"))
 
         found["lightly's SwaVTransform"] = lightly

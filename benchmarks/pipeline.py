@@ -48,7 +48,7 @@ class PaperDataset(Dataset[list[Tensor]]):
         return self.length
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        with Image.open(self.source.paths[index % len(self.source)]) as opened:
+        with Image.open(self.source.name(index % len(self.source))) as opened:
             image = opened.convert("RGB")
         return [chain(image) for chain in self.chains]
 

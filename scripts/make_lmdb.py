@@ -38,7 +38,7 @@ PER_COMMIT = 1000  # what an interruption can cost
 
 def encoded(source: ImageSource, index: int) -> bytes:
     if isinstance(source, FolderImages):
-        return Path(source.paths[index]).read_bytes()
+        return Path(source.name(index)).read_bytes()
     buffer = io.BytesIO()
     source.open(index).save(buffer, "PNG")
     return buffer.getvalue()

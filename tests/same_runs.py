@@ -217,6 +217,7 @@ def read(checkpoint: Path) -> dict[str, Any]:
 
     content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     del content["settings"]["dump_path"]  # each run has its own
+    content.pop("checksum", None)  # of the rest, the path included
     return content
 
 

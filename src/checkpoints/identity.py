@@ -8,13 +8,26 @@ from ..errors import UserError
 # Settings that say how, where or how long a run goes, and not what it computes. Files are compared by what is in them
 # (``train_images``, ``backbone_sha256``, ...), so their paths may change.
 NEUTRAL_SETTINGS = (
-    *("data_path", "dataset", "download", "val_path", "dump_path", "resume", "accept_changes", "env_name", "workers"),
+    *(
+        "data_path",
+        "dataset",
+        "download",
+        "index_cache",
+        "val_path",
+        "dump_path",
+        "resume",
+        "accept_changes",
+        "env_name",
+        "workers",
+    ),
     *("device", "dist_url", "tensorboard", "max_steps", "log_every", "save_every", "keep_last", "checkpoint_freq"),
     *("knn_freq", "knn_k", "knn_rule", "knn_train_images", "eval_freq", "eval_size", "eval_resize", "enable_watch"),
     *("compile", "checkpoint_activations", "shard", "augment_on", "deterministic"),
     *("pretrained", "key", "teacher", "teacher_arch", "teacher_stem", "subset_file", "classifier_file"),
     *("evaluate", "eval_only", "information_every", "information_images", "information_batch"),
 )
+# What settings were before there were flags for them
+_BEFORE = {"shuffle": "torch"}
 # They change what is computed from here on, and may: a run says so and goes on. With them the number of processes.
 MAY_CHANGE = ("epochs", "iterations", "batch_size", "accumulate", "precision", "use_fp16")
 
@@ -27,7 +40,7 @@ class Difference(NamedTuple):
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
-    """What differs among the settings that both have, but for NEUTRAL_SETTINGS.
+    """What differs among the settings that both have or had, but for NEUTRAL_SETTINGS.
 
     A checkpoint from before the images were noted has no ``train_images``: of it the path of the data is compared.
     """
@@ -36,9 +49,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     if "train_images" in new and "train_images" not in old:
         neutral -= {"data_path", "dataset"}
     for name, value in new.items():
-        if name not in old or name in neutral:
+        if name in neutral or name not in {**_BEFORE, **old}:
             continue
-        before, now = _plain(old[name]), _plain(value)
+        before, now = _plain(old.get(name, _BEFORE.get(name))), _plain(value)
         if before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):

@@ -6,13 +6,14 @@ Of a set of one's own (a folder, an LMDB file, shards) a path is one split; a na
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .decoding import Decoding, check_range
 from .folder import FolderImages
+from .index_cache import LARGE, IndexCache
 from .lmdb_file import LMDBImages
+from .order import MANY
 from .named import TORCHVISION_SETS, TorchvisionImages
 from .shards import ShardImages
 from .source import ImageSource, as_classes_of, labelled, require_labels
@@ -27,11 +28,32 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SWAV_STD = (0.228, 0.224, 0.225)  # the red channel with which SwAV was published
 
 
-OWN_SETS: dict[str, Callable[[str, Sequence[str]], ImageSource]] = {
-    "folder": FolderImages,
-    "lmdb": lambda path, _: LMDBImages(path),
-    "webdataset": lambda path, _: ShardImages(path),
-    "in100": FolderImages,  # ImageNet-100, for which CW-RGP has settings of its own
+@dataclass(frozen=True)
+class How:
+    """How images are opened.
+
+    Attributes:
+        decoding: how they become levels.
+        extensions: further endings of image files in folders.
+        download: fetch a named set that is missing.
+        cache: where lists of large sources are kept.
+    """
+
+    decoding: Decoding = Decoding()
+    extensions: tuple[str, ...] = ()
+    download: bool = False
+    cache: IndexCache = IndexCache()
+
+
+def _open_folder(path: str, how: How) -> ImageSource:
+    return FolderImages(path, how.extensions, how.cache)
+
+
+OWN_SETS: dict[str, Callable[[str, How], ImageSource]] = {
+    "folder": _open_folder,
+    "lmdb": lambda path, how: LMDBImages(path),
+    "webdataset": lambda path, how: ShardImages(path, index_cache=how.cache),
+    "in100": _open_folder,  # ImageNet-100, for which CW-RGP has settings of its own
 }
 DATASETS = (*OWN_SETS, *TORCHVISION_SETS, "tiny_in")
 
@@ -63,10 +85,21 @@ class SourceSettings:
     extensions: tuple[str, ...] = setting(
         (), "further endings of image files in folders, such as .gif, .jp2 or .npy", empty=True
     )
+    index_cache: str = setting(
+        "",
+        "folder where the list of the images is kept and found again, so that only the first start has to look through "
+        f"them; default: index in --dump_path, for {LARGE:,} images or more",
+    )
     workers: int = setting(
         10, "loader processes of each rank; 0 loads in the training process", flags=["--num_workers", "-j"],
         at_least=0, at_most=1024,
     )  # fmt: skip
+
+    def how(self, decoding: Decoding, dump_path: str | Path) -> How:
+        """How a run or an evaluation with this folder opens its images."""
+        given = self.index_cache
+        cache = IndexCache(given, at_least=0) if given else IndexCache(str(Path(dump_path) / "index"))
+        return How(decoding, self.extensions, self.download, cache)
 
 
 @dataclass(frozen=True)
@@ -90,12 +123,24 @@ class TrainingDataSettings(SourceSettings):
         at_most=1e12,
     )
     size_dataset: int = setting(-1, "use only the first images, this many; -1 = all", at_least=-1, at_most=1e12)
+    shuffle: str = setting(
+        "auto",
+        "the order of an epoch: torch, that of the published programs, takes 8 bytes an image in each process; keyed "
+        f"needs no memory; auto: torch up to {MANY:,} images",
+        choices=["auto", "torch", "keyed"],
+    )
     augment_on: str = setting(
         "auto",
         "where colours are changed: image by image in the loader's workers, or a batch at a time on the device (the "
         "same draws, the same pictures); auto: on the device if it is a GPU",
         choices=["auto", "worker", "device"],
     )
+
+    def order(self, images: int) -> str:
+        """What ``--shuffle`` comes to for so many images."""
+        if self.shuffle == "auto":
+            return "torch" if images <= MANY else "keyed"
+        return self.shuffle
 
     def colours_on(self, device: torch.device) -> bool:
         """Whether colours are changed on this device, and not in the workers."""
@@ -136,62 +181,44 @@ def check_channels(mean: Sequence[float], std: Sequence[float], channels: int) -
             raise UserError(f"{flag} {' '.join(f'{v:g}' for v in values)}: expected one for each of {channels} channels")
 
 
-def open_images(
-    dataset: str,
-    path: str | Path,
-    split: str = "pretrain",
-    download: bool = False,
-    *,
-    decoding: Decoding | None = None,
-    extensions: Sequence[str] = (),
-) -> ImageSource:
+def open_images(dataset: str, path: str | Path, split: str = "pretrain", how: How = How()) -> ImageSource:
     """The images of one split.
 
     Args:
         dataset: one of DATASETS.
         path: the folder, file or shards of the images themselves, or the root of the named set.
         split: ``pretrain``, ``train`` or ``test``; the path to a set of one's own is a split already.
-        download: fetch a named set that is missing.
-        decoding: how the images become levels.
-        extensions: further endings of image files in folders.
+        how: the options. With several processes, all must call.
     """
     source: ImageSource
     if dataset in OWN_SETS:
-        source = OWN_SETS[dataset](str(path), extensions)
+        source = OWN_SETS[dataset](str(path), how)
         refuse_splits(source, path)
     elif dataset == "tiny_in":
         source = TinyImageNetImages(path, split)
     elif dataset not in TORCHVISION_SETS:
         raise UserError(f"unknown --dataset {dataset!r}: expected {', '.join(DATASETS)}")
     else:
-        source = TorchvisionImages(dataset, path, split, download)
-    source.decoding = decoding or Decoding()
+        source = TorchvisionImages(dataset, path, split, how.download)
+    source.decoding = how.decoding
     check_range(source.decoding.value_range)
     return source
 
 
 def open_train_and_test(
-    dataset: str,
-    root: str | Path,
-    download: bool = False,
-    *,
-    decoding: Decoding | None = None,
-    extensions: Sequence[str] = (),
+    dataset: str, root: str | Path, how: How = How()
 ) -> tuple[ImageSource, ImageSource]:
     """The two labelled splits that evaluations need, below the root that holds both."""
-    how: dict[str, Any] = {"decoding": decoding, "extensions": extensions}
     if dataset in OWN_SETS:
         paths = find_classifier_images(dataset, root), find_split(dataset, root, "test")
-        train, test = (open_labelled(dataset, path, **how) for path in paths)
+        train, test = (open_labelled(dataset, path, how) for path in paths)
     else:
-        train, test = (labelled(open_images(dataset, root, split, download, **how)) for split in ("train", "test"))
+        train, test = (labelled(open_images(dataset, root, split, how)) for split in ("train", "test"))
     return train, as_classes_of(train, test)
 
 
-def open_labelled(
-    dataset: str, path: str | Path, *, decoding: Decoding | None = None, extensions: Sequence[str] = ()
-) -> ImageSource:
+def open_labelled(dataset: str, path: str | Path, how: How = How()) -> ImageSource:
     """The labelled images of a split of a set of one's own; raises UserError where there are none."""
-    source = open_images(dataset, path, decoding=decoding, extensions=extensions)
+    source = open_images(dataset, path, how=how)
     require_labels(source, path)
     return labelled(source)

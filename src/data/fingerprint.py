@@ -17,9 +17,6 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
     ``list`` covers every image's name below its root and its label; ``content`` the bytes of a few images, evenly
     spread. A folder that was moved, or packed by ``scripts/make_lmdb.py``, keeps its fingerprint.
     """
-    names = hashlib.sha256()
-    for index in range(len(source)):
-        names.update(f"{source.relative_name(index)}\0{source.labels[index]}\n".encode(errors="surrogateescape"))
     content = hashlib.sha256()
     few = evenly_spread(source, SAMPLED)
     for index in range(len(few)):
@@ -28,7 +25,7 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
         "images": len(source),
         "classes": len(source.classes),
         "class_names": _short(hashlib.sha256("\n".join(source.classes).encode(errors="surrogateescape"))),
-        "list": _short(names),
+        "list": getattr(source, "list_digest", None) or _list_digest(source),
         "content": _short(content),
     }
 
@@ -41,6 +38,13 @@ def agreed_fingerprint(source: ImageSource, where: object) -> dict[str, Any]:
         other = ", ".join(f"{key} {mine[key]} instead of {first[key]}" for key in mine if mine[key] != first[key])
         raise UserError(f"this process sees other images at {where} than the first one: {other}")
     return mine
+
+
+def _list_digest(source: ImageSource) -> str:
+    names = hashlib.sha256()
+    for index in range(len(source)):
+        names.update(f"{source.relative_name(index)}\0{source.labels[index]}\n".encode(errors="surrogateescape"))
+    return _short(names)
 
 
 def _bytes_of(source: ImageSource, index: int) -> bytes:

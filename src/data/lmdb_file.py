@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import UserError
 from .decoding import Decoding, Opened, open_encoded
+from .packed import PackedStrings, list_digest
 
 FORMAT = "ssl-vision-lmdb/1"
 
@@ -58,14 +59,15 @@ class LMDBImages:
             description = json.loads(meta)
             found = description["format"]
             self.classes: list[str] = [str(name) for name in description["classes"]]
-            self.labels: list[int] = np.frombuffer(self._get(b"__labels__") or b"", dtype="<i8").tolist()
+            self.labels: np.ndarray = np.frombuffer(self._get(b"__labels__") or b"", dtype="<i8")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is damaged: its description cannot be read ({type(error).__name__})") from None
         if found != FORMAT:
             raise UserError(f"{self.path} has the format {found!r}, expected {FORMAT!r}")
-        if len(self.labels) != description.get("images") or not all(-1 <= n < len(self.classes) for n in self.labels):
+        in_range = (self.labels >= -1) & (self.labels < len(self.classes))
+        if len(self.labels) != description.get("images") or not in_range.all():
             raise UserError(f"{self.path} is damaged: its labels are not those of its images and classes")
-        self._names: list[str] | None = None
+        self._names: PackedStrings | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,9 +82,20 @@ class LMDBImages:
         return f"{self.path}:{self.relative_name(index)}"
 
     def relative_name(self, index: int) -> str:
+        return self.names[index] if index < len(self.names) else f"image {index}"
+
+    @property
+    def names(self) -> PackedStrings:
         if self._names is None:
-            self._names = (self._get(b"__names__") or b"").decode(errors="surrogateescape").split("\n")
-        return self._names[index] if index < len(self._names) else f"image {index}"
+            lines = np.frombuffer((self._get(b"__names__") or b"") + b"\n", dtype=np.uint8)
+            breaks = np.flatnonzero(lines == ord("\n"))
+            ends = breaks - np.arange(len(breaks))  # without the line breaks
+            self._names = PackedStrings(lines[lines != ord("\n")], ends.astype(np.uint64))
+        return self._names
+
+    @property
+    def list_digest(self) -> str | None:
+        return list_digest(self.names, self.labels) if len(self.names) == len(self.labels) else None
 
     def _get(self, key: bytes) -> bytes | None:
         lmdb = import_lmdb()

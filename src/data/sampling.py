@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from ..errors import UserError
+from .order import Order, TorchOrder
 
 
 class Position(NamedTuple):
@@ -19,14 +19,14 @@ class Position(NamedTuple):
 class ResumableBatches:
     """Batches of positions for one rank: a pure function of (seed, epoch), which can start at any batch.
 
-    Order and sharding are those of torch's DistributedSampler: a permutation of all images by a generator seeded with
-    ``seed + epoch``, padded to a multiple of the ranks by repeating its start, every W-th image from the rank's own
-    on.
+    Sharding is that of torch's DistributedSampler: the order of all images, padded to a multiple of the ranks by
+    repeating its start, every W-th image from the rank's own on.
 
     Args:
         num_images: of the whole data set.
         batch_size: of this rank.
-        seed: 0 gives the order of the published runs, which do not pass their seed on to the sampler.
+        seed: of torch's order; 0 gives that of the published runs, which do not pass their seed on to the sampler.
+        order: another order than torch's, of so many images.
         drop_last: leave out an incomplete last batch.
         drop_single: leave out a last batch of one image, over which batch norm has no statistics.
 
@@ -41,13 +41,15 @@ class ResumableBatches:
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        order: Order | None = None,
         drop_last: bool = True,
         drop_single: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"--batch_size {batch_size}: expected at least one image per process")
         self.num_images, self.batch_size = num_images, batch_size
-        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.order = order or TorchOrder(num_images, seed)
         self.drop_last, self.drop_single = drop_last, drop_single
         self.per_rank = -(-num_images // world_size)
         self.epoch = 0
@@ -67,14 +69,11 @@ class ResumableBatches:
         self.epoch, self.first_batch = epoch, first_batch
 
     def __iter__(self) -> Iterator[list[Position]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.num_images, generator=generator).numpy()
-        padded = np.resize(order, self.per_rank * self.world_size)
-        ours = padded[self.rank :: self.world_size]
         epoch = self.epoch
         for batch in range(self.first_batch, len(self)):
-            chosen = ours[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [Position(epoch, int(index)) for index in chosen]
+            mine = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, self.per_rank))
+            chosen = self.order.images(epoch, (self.rank + self.world_size * mine) % self.num_images)
+            yield [Position(epoch, index) for index in chosen.tolist()]
 
 
 class SequentialBatches:

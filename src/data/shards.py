@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from .decoding import Decoding, Opened, open_encoded
 from .folder import is_image
+from .index_cache import IndexCache
 from .labels import UNLABELLED
+from .packed import PackedIndex, Packer
 from ..errors import UserError
 from ..checkpoints.files import write_atomically
 
@@ -51,31 +53,68 @@ class ShardImages:
     decoding = Decoding()
     left_out: Sequence[str] = ()
 
-    def __init__(self, where: str | Path, cache: str | Path | None = None) -> None:
+    def __init__(
+        self, where: str | Path, cache: str | Path | None = None, index_cache: IndexCache | None = None
+    ) -> None:
         default = os.environ.get(CACHE_VARIABLE, "~/.cache/ssl-vision-training/shards")
         folder = Path(cache or default).expanduser()
         self.paths = [_local_copy(shard, folder) for shard in expand(str(where))]
-        indices = [read_index(path) for path in tqdm(self.paths, "reading shards", disable=None, leave=False)]
-        self._shard = np.repeat(np.arange(len(indices)), [len(index.offsets) for index in indices])
-        self._index = ShardIndex(*(np.concatenate(column) for column in zip(*indices, strict=True)))
-        if not len(self._shard):
+        of = ["webdataset", *map(os.path.abspath, self.paths)]
+        index = (index_cache or IndexCache()).find(of, lambda: _listed(self.paths), lambda kept: self._is_current(kept))
+        if not len(index.names):
             raise UserError(f"no images in the {len(self.paths)} shards of {where}")
-        self.labels: list[int] = self._index.labels.tolist()
-        self.classes = [str(label) for label in range(max(self.labels) + 1)]
+        self._names, self._columns, self.list_digest = index.names, index.columns, index.meta["list"]
+        self.labels: np.ndarray = index.columns["labels"]
+        self.classes = [str(label) for label in range(int(self.labels.max()) + 1)]
 
     def __len__(self) -> int:
-        return len(self._shard)
+        return len(self._names)
 
     def open(self, index: int) -> Opened:
-        with open(self.paths[self._shard[index]], "rb") as file:
-            file.seek(int(self._index.offsets[index]))
-            return open_encoded(file.read(int(self._index.sizes[index])))
+        with open(self._shard_of(index), "rb") as file:
+            file.seek(int(self._columns["offsets"][index]))
+            return open_encoded(file.read(int(self._columns["sizes"][index])))
 
     def name(self, index: int) -> str:
-        return f"{self.paths[self._shard[index]]}:{self._index.names[index]}"
+        return os.path.join(os.path.dirname(self._shard_of(index)), self._names[index])
 
     def relative_name(self, index: int) -> str:
-        return f"{os.path.basename(self.paths[self._shard[index]])}:{self._index.names[index]}"
+        return self._names[index]
+
+    def _shard_of(self, index: int) -> str:
+        return self.paths[int(np.searchsorted(self._columns["shard_ends"], index, side="right"))]
+
+    def _is_current(self, kept: PackedIndex) -> bool:
+        return np.array_equal(_states(self.paths), kept.columns["shard_times"])
+
+
+def _listed(paths: Sequence[str]) -> PackedIndex:
+    """The lists of all shards as one; names are ``SHARD:MEMBER``."""
+    packer = Packer()
+    states, indices = _states(paths), []
+    for path in tqdm(paths, "reading shards", disable=None, leave=False):
+        index = read_index(path)
+        shard = os.path.basename(path)
+        packer.add([f"{shard}:{name}" for name in index.names.tolist()])
+        indices.append(index._replace(names=index.names[:0]))
+    columns = ShardIndex(*(np.concatenate(column) for column in zip(*indices, strict=True)))
+    return PackedIndex(
+        packer.packed(),
+        {
+            "labels": columns.labels.astype(np.int32),
+            "offsets": columns.offsets,
+            "sizes": columns.sizes,
+            "shard_ends": np.cumsum([len(index.offsets) for index in indices]),
+            "shard_times": states,
+        },
+        {},
+    )
+
+
+def _states(paths: Sequence[str]) -> np.ndarray:
+    """When each shard was changed last, in ns, and its size: (shards, 2)."""
+    found = [os.stat(path) for path in paths]
+    return np.array([(status.st_mtime_ns, status.st_size) for status in found], dtype=np.int64)
 
 
 def _webdataset() -> tuple[Callable[[str], list[str]], Callable[[str], BinaryIO]]:

@@ -1,12 +1,14 @@
 """A list of images, and parts of one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from ..errors import UserError
 from .decoding import Decoding, Opened
-from .labels import UNLABELLED
+from .labels import UNLABELLED, Labels
 
 
 class ImageSource(Protocol):
@@ -19,10 +21,12 @@ class ImageSource(Protocol):
         left_out: what was found at its place and is not among the images, in words.
     """
 
-    labels: list[int]
     classes: list[str]
     decoding: Decoding
     left_out: Sequence[str]
+
+    @property
+    def labels(self) -> Labels: ...
 
     def __len__(self) -> int: ...
 
@@ -42,23 +46,28 @@ class ImageSource(Protocol):
 class Subset:
     """Some images of a source, by index."""
 
-    def __init__(self, source: ImageSource, indices: Iterable[int]) -> None:
+    def __init__(self, source: ImageSource, indices: Sequence[int] | np.ndarray) -> None:
         self._source = source
-        self._indices = list(indices)
-        self.labels = [source.labels[index] for index in self._indices]
+        self._indices = indices if isinstance(indices, range) else np.asarray(indices, dtype=np.int64)
+        labels = np.asarray(source.labels)
+        self.labels: Labels = (
+            labels[indices.start : indices.stop : indices.step]
+            if isinstance(indices, range)
+            else labels[self._indices]
+        )
         self.classes, self.decoding, self.left_out = source.classes, source.decoding, source.left_out
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def open(self, index: int) -> Opened:
-        return self._source.open(self._indices[index])
+        return self._source.open(int(self._indices[index]))
 
     def name(self, index: int) -> str:
-        return self._source.name(self._indices[index])
+        return self._source.name(int(self._indices[index]))
 
     def relative_name(self, index: int) -> str:
-        return self._source.relative_name(self._indices[index])
+        return self._source.relative_name(int(self._indices[index]))
 
 
 def first_images(source: ImageSource, count: int) -> ImageSource:
@@ -77,18 +86,18 @@ def evenly_spread(source: ImageSource, count: int) -> ImageSource:
     """``count`` images evenly spread over a source, so over its classes; the source itself when it is not larger."""
     if count >= len(source):
         return source
-    return Subset(source, (index * len(source) // count for index in range(count)))
+    return Subset(source, np.arange(count) * len(source) // count)
 
 
 def require_labels(source: ImageSource, where: str | Path) -> None:
     """Raises UserError for a source in which no image has a label."""
-    if all(label == UNLABELLED for label in source.labels):
+    if not (np.asarray(source.labels) != UNLABELLED).any():
         raise UserError(f"{where} has no class folders, and labels are needed here: expected {where}/CLASS/IMAGE")
 
 
 def labelled(source: ImageSource) -> ImageSource:
     """The images with a label; the source itself where all have one."""
-    indices = [index for index, label in enumerate(source.labels) if label != UNLABELLED]
+    indices = np.flatnonzero(np.asarray(source.labels) != UNLABELLED)
     if len(indices) == len(source):
         return source
     some = Subset(source, indices)
@@ -102,7 +111,8 @@ class Relabelled(Subset):
     def __init__(self, source: ImageSource, classes: list[str]) -> None:
         super().__init__(source, range(len(source)))
         number = {name: label for label, name in enumerate(classes)}
-        self.labels = [number[source.classes[label]] if label >= 0 else label for label in source.labels]
+        translated = np.array([*(number[name] for name in source.classes), UNLABELLED])  # -1 is the last one
+        self.labels = translated[np.asarray(source.labels)]
         self.classes = classes
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .labels import Labels
 from .source import ImageSource
 from ..errors import UserError
 
@@ -51,7 +52,7 @@ def listed(source: ImageSource, names: Sequence[str], path: object) -> list[int]
     return sorted(index_of[name] for name in names)
 
 
-def class_balanced(labels: Sequence[int], percent: float, seed: int) -> list[int]:
+def class_balanced(labels: Labels, percent: float, seed: int) -> list[int]:
     """Indices of a share of the images, with equally many of every class, or all of a class that is smaller.
 
     Classes that get one image more than others, and the images themselves, are drawn with ``seed``; the SimCLR lists

@@ -171,9 +171,7 @@ def open_subject(
     decoding = Decoding(
         of_run.get("exif_orientation", True) if exif is None else exif, tuple(levels) if levels else None, channels
     )
-    train, test = open_train_and_test(
-        data.dataset, data.data_path, data.download, decoding=decoding, extensions=data.extensions
-    )
+    train, test = open_train_and_test(data.dataset, data.data_path, data.how(decoding, judged.dump_path))
     for which, source in (("training", train), ("test", test)):
         if source.left_out and collectives.is_main():
             print(f"warning: left out beside the {which} images: {'; '.join(source.left_out)}", file=sys.stderr)

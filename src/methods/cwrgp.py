@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ..clock import Clock
 from ..errors import Diverged, UserError
 from ..losses.whitened import covariance_penalty, normalised_mse
-from ..ops.transfer import sent
 from ..ops.whitening import Kind, group_whitening
+from ..parallel.transfer import sent
 from ..settings import setting
 from .joint_embedding import WHITENING_ADVICE, JointEmbedding, Parts
 

@@ -21,10 +21,10 @@ from ..losses.supervised_contrastive import supervised_contrastive
 from ..models.backbones import feature_width, features_and_map, initialize
 from ..models.heads import mlp
 from ..ops.montage import deal_out, decouple, pool_quarters
-from ..ops.transfer import sent
 from ..optim.ema import momentum_copy, update_momentum_copy
 from ..optim.schedules import half_cosine
 from ..parallel import collectives
+from ..parallel.transfer import sent
 from ..settings import setting
 from .joint_embedding import collapse_check
 

@@ -6,7 +6,7 @@ treats the samples as observations, so it is d x d. Everything is differentiable
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,19 @@ def observations(x: Tensor, axis: int) -> Tensor:
 
 def _as_given(y: Tensor, axis: int) -> Tensor:
     return y.T if axis == 0 else y
+
+
+class _Trace(torch.autograd.Function):
+    """``matrix.trace()``; torch's own backward pass of it has the host wait for a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        ctx.size = len(matrix)
+        return matrix.trace()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].expand(ctx.size).diag_embed()
 
 
 def iter_norm(x: Tensor, iterations: int = 4, axis: int = 0) -> Tensor:
@@ -40,7 +53,7 @@ def iter_norm(x: Tensor, iterations: int = 4, axis: int = 0) -> Tensor:
     """
     a = observations(x, axis)
     covariance = a.T @ a / (len(a) - 1)
-    trace = covariance.diagonal().sum()  # the gradient of `trace()` would wait for a GPU
+    trace = _Trace.apply(covariance)
     normalised = covariance / trace
     p = torch.eye(len(covariance), dtype=x.dtype, device=x.device)
     for _ in range(iterations):

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..ops.transfer import sent
+from .transfer import sent
 
 
 def is_active() -> bool:

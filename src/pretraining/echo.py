@@ -1,8 +1,8 @@
 """The first lines of a run: what is about to happen, in numbers that a user can check against the recipe."""
 
-from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 from torch import nn
 
 from ..data.source import ImageSource
@@ -29,10 +29,12 @@ def echo_data(run: Pretraining[S], monitor: Monitor, crops: str) -> None:
 
 def classes_in_words(images: ImageSource) -> str:
     """``4, with 20 to 24 images each``."""
-    counts = Counter(label for label in images.labels if label >= 0)
-    if not counts:
+    labels = np.asarray(images.labels)
+    counts = np.bincount(labels + 1)[1:]  # -1 is no class
+    counts = counts[counts > 0]
+    if not len(counts):
         return "none: there are no class folders or labels"
-    least, most = min(counts.values()), max(counts.values())
+    least, most = counts.min(), counts.max()
     return f"{len(counts)}, with {least if least == most else f'{least} to {most}'} images each"
 
 

@@ -13,9 +13,10 @@ from ..checkpoints.files import write_settings
 from ..checkpoints.store import CheckpointStore
 from ..cli import Call
 from ..clock import Clock
-from ..data.datasets import OWN_SETS, check_channels, open_images, open_labelled
+from ..data.datasets import OWN_SETS, How, check_channels, open_images, open_labelled
 from ..data.fingerprint import agreed_fingerprint
 from ..data.loading import Batch, ToDevice, ViewDataset, Views, make_loader
+from ..data.order import KeyedOrder
 from ..data.sampling import ResumableBatches
 from ..data.small_sets import bicubic_evaluation
 from ..data.source import ImageSource, evenly_spread, first_images, require_labels
@@ -83,6 +84,7 @@ class Pretraining(Generic[S]):
             "batch_size": self.batch_size,
             "accumulate": self.settings.plan.accumulate,
             "clip_norm": self.settings.plan.clip_norm,
+            "shuffle": self.settings.data.order(len(self.images)),
             "eval_size": self.eval_view.size,
             "eval_resize": self.eval_view.resize,
         }
@@ -104,11 +106,10 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
     batch_size = plan.batch_of_a_process(world.size)
     precision = choose_precision(settings.precision.precision, world.device)
     check_channels(data.mean, data.std, settings.backbone.channels)
-    source = open_images(
-        data.dataset, train_path, "pretrain", data.download, decoding=settings.decoding, extensions=data.extensions
-    )
+    source = open_images(data.dataset, train_path, "pretrain", data.how(settings.decoding, settings.run.dump_path))
     images = first_images(source, data.size_dataset)
-    batches = ResumableBatches(len(images), batch_size, rank=world.rank, world_size=world.size)
+    order = KeyedOrder(len(images), settings.run.seed) if data.order(len(images)) == "keyed" else None
+    batches = ResumableBatches(len(images), batch_size, rank=world.rank, world_size=world.size, order=order)
     steps_per_epoch = len(batches) // plan.accumulate
     if steps_per_epoch == 0:
         raise UserError(f"--accumulate {plan.accumulate}: an epoch has only {len(batches)} batches")
@@ -160,10 +161,10 @@ def place(run: Pretraining[S], method: Method) -> None:
 def validation_images(run: Pretraining[S]) -> ImageSource:
     """The labelled images of ``--val_path``, or of the folder beside the training images."""
     data, val_path = run.settings.data, run.settings.knn.val_path
-    how: dict[str, Any] = {"decoding": run.settings.decoding, "extensions": data.extensions}
+    how = data.how(run.settings.decoding, run.settings.run.dump_path)
     if data.dataset in OWN_SETS:
-        return open_labelled(data.dataset, val_path or find_val_beside(data.dataset, run.train_path), **how)
-    return open_images(data.dataset, run.train_path, "test", **how)
+        return open_labelled(data.dataset, val_path or find_val_beside(data.dataset, run.train_path), how)
+    return open_images(data.dataset, run.train_path, "test", how)
 
 
 def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
@@ -176,7 +177,7 @@ def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
         require_labels(run.source, run.train_path)
         train = run.source
     else:
-        train = open_images(data.dataset, run.train_path, "train", decoding=run.settings.decoding)
+        train = open_images(data.dataset, run.train_path, "train", How(run.settings.decoding))
     evaluation = KNNEvaluation(
         evenly_spread(train, knn.knn_train_images),
         val,

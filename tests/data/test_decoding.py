@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from scripts import make_lmdb
-from src.data.datasets import open_images
+from src.data.datasets import How, open_images
 from src.data.decoding import Decoding, Stack
 from src.data.folder import FolderImages
 from src.data.loading import ViewDataset, collate
@@ -52,7 +52,7 @@ def test_images_of_more_than_8_bits_keep_their_levels(tmp_path, kind, place):
         where = tmp_path / "x.tar"
         with tarfile.open(where, "w") as archive:
             archive.add(folder / f"x{ending}", f"x{ending}")
-    source = open_images(place, where, decoding=Decoding(value_range=value_range))
+    source = open_images(place, where, how=How(Decoding(value_range=value_range)))
     found = levels(source)
     assert found.shape == (16, 16, 3)
     assert np.abs(found[..., 0].astype(int) - EXPECTED).max() <= (1 if "12" in kind else 0)
@@ -101,7 +101,7 @@ def test_exif_orientation(tmp_path, orientation, ending):
                5: stored.transpose(1, 0, 2), 6: stored.transpose(1, 0, 2)[:, ::-1],
                7: stored.transpose(1, 0, 2)[::-1, ::-1], 8: stored.transpose(1, 0, 2)[::-1]}  # fmt: skip
     for applied in (True, False):
-        source = open_images("folder", tmp_path, decoding=Decoding(applied))
+        source = open_images("folder", tmp_path, how=How(Decoding(applied)))
         with source.open(0) as opened:
             picture = Picture(opened, source.decoding)
             seen = np.asarray(picture.image).astype(int)
@@ -124,7 +124,7 @@ def test_any_number_of_channels(tmp_path, channels):
     np.save(tmp_path / "b.npy", np.moveaxis(arrays[1], 2, 0))
     pages = [Image.fromarray(plane) for plane in np.moveaxis(arrays[2], 2, 0)]
     pages[0].save(tmp_path / "c.tif", save_all=True, append_images=pages[1:])
-    source = open_images("folder", tmp_path, decoding=Decoding(channels=channels), extensions=[".npy"])
+    source = open_images("folder", tmp_path, how=How(Decoding(channels=channels), (".npy",)))
     assert len(source) == 3
     for index, array in enumerate(arrays):
         with source.open(index) as opened:
@@ -143,7 +143,7 @@ def test_colours_are_the_same_in_workers_and_on_the_device(tmp_path):
     from src.data.augment import apply_to_batch
 
     np.save(tmp_path / "a.npy", np.random.default_rng(1).integers(0, 256, (20, 24, 5), dtype=np.uint8))
-    source = open_images("folder", tmp_path, decoding=Decoding(channels=5), extensions=[".npy"])
+    source = open_images("folder", tmp_path, how=How(Decoding(channels=5), (".npy",)))
     views = multi_crop([16], [2], [0.5], [1.0])
     for epoch in range(8):
         there = ViewDataset(source, views)[Position(epoch, 0)].views
@@ -154,7 +154,7 @@ def test_colours_are_the_same_in_workers_and_on_the_device(tmp_path):
 
 def test_a_wrong_number_of_channels_is_named(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((8, 8, 4), np.uint8))
-    source = open_images("folder", tmp_path, decoding=Decoding(channels=5), extensions=[".npy"])
+    source = open_images("folder", tmp_path, how=How(Decoding(channels=5), (".npy",)))
     with pytest.raises(UserError, match="an image of 4 channels, where --channels 5 are expected"):
         ViewDataset(source, [CentreView(8, 8)])[Position(0, 0)]
 

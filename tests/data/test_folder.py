@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src.data.datasets import open_images, open_train_and_test
+from src.data.datasets import How, open_images, open_train_and_test
 from src.data.folder import FolderImages
 from src.data.splits import find_val_beside
 from src.errors import UserError
@@ -81,7 +81,7 @@ def test_further_endings_are_asked_for(tmp_path, ending):
     images(tmp_path / "cat", "a.gif")
     images(tmp_path / "dog", "b.png")
     assert FolderImages(tmp_path).classes == ["dog"]
-    source = open_images("folder", tmp_path, extensions=[ending])
+    source = open_images("folder", tmp_path, how=How(extensions=(ending,)))
     assert (source.classes, list(source.left_out)) == (["cat", "dog"], [])
     with pytest.raises(UserError, match=r"no images in .*left out: 1 with the ending \.gif"):
         FolderImages(tmp_path / "cat")
@@ -118,7 +118,7 @@ def test_validation_may_lack_a_class_and_may_not_have_another(tmp_path):
         images(tmp_path / "val" / name, "a.png", "b.png")
     train, val = open_train_and_test("folder", tmp_path)
     assert val.classes == train.classes
-    assert val.labels == [1, 1, 3, 3]
+    assert list(val.labels) == [1, 1, 3, 3]
     images(tmp_path / "val" / "emu", "a.png")
     with pytest.raises(UserError, match=r"1 of the 3 classes of the test images have no training images \(such as emu"):
         open_train_and_test("folder", tmp_path)

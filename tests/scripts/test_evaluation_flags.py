@@ -43,6 +43,7 @@ LINES = {
 ELSEWHERE = {
     "resume": "tests/scripts/test_evaluations.py",
     "evaluate": "tests/scripts/test_evaluations.py",
+    "index_cache": "tests/data/test_index.py",
     "classifier_file": "tests/scripts/test_evaluations.py",
     "subset_file": "tests/scripts/test_evaluations.py",
     "parity_drop_first": "tests/evaluation/test_protocols.py",
@@ -122,6 +123,7 @@ def outline(module: types.ModuleType, line: str, patches: Any) -> str:
     content = [
         training, rates, clock.epochs, clock.steps_per_epoch, type(optimizer).__name__, groups, data, len(dataset),
         loader.num_workers, str(store.folder), store.accepted, found["asked"], words[1], getattr(dataset, "seed", None),
+        dataset.source.name(0) if hasattr(dataset, "source") else "",
         [dataset.source._indices] if hasattr(getattr(dataset, "source", None), "_indices") else [],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(described(content, set())).encode()).hexdigest()

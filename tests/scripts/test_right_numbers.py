@@ -136,7 +136,7 @@ def test_images_without_a_label_are_judged_by_no_evaluation(checkpoint, patches,
         (tmp_path / "data" / split).mkdir(parents=True)
         with tarfile.open(tmp_path / "data" / split / "0.tar", "w") as archive:
             for index in range(len(source)):
-                content = {source.paths[index].rpartition(".")[2]: Path(source.paths[index]).read_bytes()}
+                content = {source.name(index).rpartition(".")[2]: Path(source.name(index)).read_bytes()}
                 if index % 4:
                     content["cls"] = str(source.labels[index]).encode()
                 for ending, blob in content.items():
