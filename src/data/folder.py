@@ -1,13 +1,17 @@
 """Images below a folder."""
 
+import multiprocessing
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Never
+from typing import NamedTuple, Never
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +23,8 @@ from .labels import UNLABELLED
 from .packed import PackedIndex, Packer, PackedStrings, joined
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-_THREADS = 16  # that read folders at a time; what they wait for is the disk, or the network
+_PATIENCE = 0.5  # seconds of looking before more processes help
+_PROCESSES = 16  # that look at a time; what they wait for is the disk, or the network
 
 
 class ImageFiles:
@@ -105,7 +110,7 @@ def _listed(root: Path, endings: Collection[str]) -> PackedIndex:
 def _is_current(index: PackedIndex) -> bool:
     """Whether no folder has got or lost an entry since: each one's time of change is what it was."""
     folders = PackedStrings(index.columns["folders"], index.columns["folder_ends"])
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_PROCESSES) as pool:
         found = np.fromiter(pool.map(_changed, folders, chunksize=256), dtype=np.int64, count=len(folders))
     return bool(np.array_equal(found, index.columns["folder_times"]))
 
@@ -122,31 +127,36 @@ def is_image(name: str, extensions: Collection[str] = EXTENSIONS) -> bool:
     return os.path.splitext(name)[1].lower() in extensions and not name.startswith(".")
 
 
-@dataclass
-class _Found:
+class _Found(NamedTuple):
     """What one folder holds directly.
 
     Attributes:
         images: names below the root, as :func:`src.data.packed.joined` gives them.
-        folders: looks into the folders in it, in sorted order.
-        left_out: reason and path of everything else, in sorted order.
-        changed: when the folder was changed last, in ns; before it was looked at.
+        folders: names of the folders in it, sorted.
+        left_out: reason and path of everything else, sorted by path.
+        own: what tells the folder from others, whatever path leads there.
+        changed: when it was changed last, in ns; from before it was looked at.
     """
 
-    path: str
     images: tuple[bytes, np.ndarray]
-    folders: "list[tuple[str, Future[_Found]]]"
+    folders: list[str]
     left_out: list[tuple[str, str]]
+    own: tuple[int, int] = (-1, -1)
     changed: int = -1
+
+
+# A folder to be looked at: the root, its path, and `own` of all folders above it
+_Task = tuple[str, str, tuple[tuple[int, int], ...]]
 
 
 @dataclass
 class _Scan:
-    """A look through folders by several threads, which notes what it leaves out, and why.
+    """A look through folders, level by level, which notes what it leaves out, and why.
 
     Attributes:
         skipped: an example for each reason.
         times: when each folder was changed last, in ns.
+        found: what each folder holds.
     """
 
     root: str
@@ -155,29 +165,37 @@ class _Scan:
     skipped: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     times: dict[str, int] = field(default_factory=dict)
-    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS))
+    found: dict[str, _Found] = field(default_factory=dict)
 
     def classes(self) -> tuple[list[str], PackedStrings, list[int]]:
         """The classes, the images in their order, and how many each class has; no classes for a flat folder."""
+        with _Lookers(self.extensions) as lookers:
+            level: list[_Task] = [(self.root, self.root, ())]
+            while level:
+                deeper: list[_Task] = []
+                for (_, path, above), found in zip(level, lookers.look_at(level), strict=True):
+                    self.found[path] = found
+                    self.bar.update(len(found.images[1]))
+                    inside = (*above, found.own)
+                    deeper += [(self.root, os.path.join(path, name), inside) for name in found.folders]
+                level = deeper
         packer, classes, counts = Packer(), [], []
-        try:
-            root = self._look(self.root, [])
-            self._note(root)
-            for name, looking in root.folders:
-                images = list(self._below(looking))
-                if count := sum(len(lengths) for _, lengths in images):
-                    classes.append(name)
-                    counts.append(count)
-                    for some in images:
-                        packer.add_joined(*some)
-                else:
-                    self._skip("class folders without images", looking.result().path)
-        finally:
-            self.pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody wants the rest
+        root = self._take(self.root)
+        for name in root.folders:
+            path = os.path.join(self.root, name)
+            images = list(self._below(path))
+            if count := sum(len(lengths) for _, lengths in images):
+                classes.append(name)
+                counts.append(count)
+                for some in images:
+                    packer.add_joined(*some)
+            else:
+                self._skip("class folders without images", path)
         if not classes:
             packer.add_joined(*root.images)
         elif len(root.images[1]):
-            self._skip("images beside the class folders", self._first(root), len(root.images[1]))
+            first = os.fsdecode(root.images[0][: root.images[1][0]])
+            self._skip("images beside the class folders", os.path.join(self.root, first), len(root.images[1]))
         return classes, packer.packed(), counts
 
     def lines(self) -> list[str]:
@@ -188,68 +206,97 @@ class _Scan:
         self.counts[reason] += count
         self.skipped.setdefault(reason, path)
 
-    def _note(self, found: _Found) -> None:
-        self.times[found.path] = found.changed
-        self.bar.update(len(found.images[1]))
-        for reason, path in found.left_out:
-            self._skip(reason, path)
-
-    def _below(self, looking: "Future[_Found]") -> Iterator[tuple[bytes, np.ndarray]]:
-        """The images of a folder and of those in it, at any depth."""
-        found = looking.result()
-        self._note(found)
-        if len(found.images[1]):
-            yield found.images
-        for _, inner in found.folders:
-            yield from self._below(inner)
-
-    def _first(self, found: _Found) -> str:
-        content, lengths = found.images
-        return os.path.join(self.root, os.fsdecode(content[: lengths[0]]))
-
-    def _look(self, folder: str, above: Sequence[tuple[int, int]]) -> _Found:
-        """Looks into a folder, and has the pool look into those in it. A link that leads back is not followed."""
-        found = _Found(folder, joined([]), [], [])
-        try:
-            status = os.stat(folder)
-            found.changed = status.st_mtime_ns
-            own = status.st_dev, status.st_ino
-            if own in above:
-                found.left_out.append(("links back to a folder above them", folder))
-                return found
-            with os.scandir(folder) as opened:
-                entries = sorted(opened, key=lambda entry: entry.name)
-        except OSError as error:
-            found.left_out.append((f"folders that cannot be read: {error.strerror}", folder))
-            return found
-        within = folder[len(self.root) :].lstrip(os.sep)
-        prefix = within + os.sep if within else ""
-        images = []
-        for entry in entries:
-            if entry.is_dir():
-                if entry.name.startswith("."):
-                    found.left_out.append(("hidden folders", entry.path))
-                else:
-                    inner = self.pool.submit(self._look, entry.path, [*above, own])
-                    found.folders.append((entry.name, inner))
-            elif reason := self._reason_against(entry):
-                found.left_out.append((reason, entry.path))
-            else:
-                images.append(prefix + entry.name)
-        found.images = joined(images)
+    def _take(self, path: str) -> _Found:
+        """What was found in a folder; notes what was left out there."""
+        found = self.found.pop(path)
+        self.times[path] = found.changed
+        for reason, one in found.left_out:
+            self._skip(reason, one)
         return found
 
-    def _reason_against(self, entry: "os.DirEntry[str]") -> str:
-        """Why a file is not among the images; "" if it is."""
-        ending = os.path.splitext(entry.name)[1].lower()
-        if entry.name.startswith("."):
-            return "hidden files"
-        if ending not in self.extensions:
-            return f"with the ending {ending}" if ending else "without an ending"
-        if entry.is_file():
-            return ""
-        try:
-            mode = entry.stat().st_mode
-        except OSError:
-            return "links to nothing"
-        return "pipes, sockets or devices" if not stat.S_ISREG(mode) else "unreadable"
+    def _below(self, path: str) -> Iterator[tuple[bytes, np.ndarray]]:
+        """The images of a folder and of those in it, at any depth."""
+        found = self._take(path)
+        if len(found.images[1]):
+            yield found.images
+        for name in found.folders:
+            yield from self._below(os.path.join(path, name))
+
+
+class _Lookers:
+    """Looks into folders: by itself at first, and by processes when that takes long. (Threads would get in each
+    other's way: Python gives up its lock for every single entry of a folder.)"""
+
+    def __init__(self, extensions: Collection[str]) -> None:
+        self._look = partial(_look, extensions=extensions)
+        self._deadline = time.monotonic() + _PATIENCE
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "_Lookers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody wants the rest
+
+    def look_at(self, tasks: Sequence[_Task]) -> Iterator[_Found]:
+        """What each folder holds, in order."""
+        for number, task in enumerate(tasks):
+            left = len(tasks) - number
+            if time.monotonic() > self._deadline and left > _PROCESSES:
+                if self._pool is None:
+                    self._pool = ProcessPoolExecutor(_PROCESSES, multiprocessing.get_context("fork"))
+                chunk = min(256, -(-left // (4 * _PROCESSES)))
+                yield from self._pool.map(self._look, tasks[number:], chunksize=chunk)
+                return
+            yield self._look(task)
+
+
+def _look(task: _Task, extensions: Collection[str]) -> _Found:
+    """Looks into one folder. A link that leads back to a folder above it is not followed."""
+    root, folder, above = task
+    images: list[str] = []
+    folders: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    own, changed = (-1, -1), -1
+    try:
+        status = os.stat(folder)
+        own, changed = (status.st_dev, status.st_ino), status.st_mtime_ns
+        if own in above:
+            return _Found(joined([]), [], [("links back to a folder above them", folder)], own, changed)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                ending = name[name.rfind(".") :]
+                if (ending in extensions or ending.lower() in extensions) and name[0] != "." and entry.is_file():
+                    images.append(name)
+                elif not entry.is_dir():
+                    left_out.append((_reason_against(entry, extensions), entry.path))
+                elif name[0] == ".":
+                    left_out.append(("hidden folders", entry.path))
+                else:
+                    folders.append(name)
+    except OSError as error:
+        return _Found(joined([]), [], [(f"folders that cannot be read: {error.strerror}", folder)], own, changed)
+    images.sort()
+    folders.sort()
+    left_out.sort(key=itemgetter(1))
+    within = folder[len(root) :].lstrip(os.sep)
+    if within:
+        prefix = within + os.sep
+        images = [prefix + name for name in images]
+    return _Found(joined(images), folders, left_out, own, changed)
+
+
+def _reason_against(entry: "os.DirEntry[str]", extensions: Collection[str]) -> str:
+    """Why a file is not among the images."""
+    ending = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith("."):
+        return "hidden files"
+    if ending not in extensions:
+        return f"with the ending {ending}" if ending else "without an ending"
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return "links to nothing"
+    return "pipes, sockets or devices" if not stat.S_ISREG(mode) else "unreadable"

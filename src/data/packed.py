@@ -86,6 +86,9 @@ class Packer:
 
 def joined(strings: Sequence[str]) -> tuple[bytes, np.ndarray]:
     """The encoded strings as one, and their lengths in bytes, (n,) uint32."""
+    whole = "".join(strings)
+    if whole.isascii():  # then bytes are characters
+        return whole.encode(), np.fromiter(map(len, strings), dtype=np.uint32, count=len(strings))
     encoded = [os.fsencode(string) for string in strings]
     return b"".join(encoded), np.fromiter(map(len, encoded), dtype=np.uint32, count=len(encoded))
 
