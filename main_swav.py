@@ -136,6 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = call.settings
     views = settings.views.views()
     check(settings, len(views))
+    if settings.method != "swav" and (settings.data.weights or settings.data.balanced):
+        raise UserError(
+            f"--method {settings.method} needs to see every image once an epoch: no --weights or --balanced"
+        )
     run = pretraining.start(call, views, settings.data.data_path, can_shard=settings.method == "swav")
     teacher = settings.teaching.load(run.world.device)
     method = METHODS[settings.method](settings, settings.backbone.build(), run, teacher)

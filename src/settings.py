@@ -87,6 +87,8 @@ class Setting:
     switch: bool
     required: bool
     empty: bool
+    like: str
+    more: str
 
 
 def setting(
@@ -105,6 +107,8 @@ def setting(
     switch: bool = False,
     required: bool = False,
     empty: bool = False,
+    like: str = "",
+    more: str = "",
 ) -> Any:
     """A field of a settings class.
 
@@ -120,6 +124,8 @@ def setting(
         switch: the flag alone, without a value, means true.
         required: the user must give it, unless a script has a default.
         empty: the flag may come without any value, for an empty list.
+        like: what words besides ``choices`` look like; they have a colon.
+        more: the setting, a tuple, that takes further words after this one's flag.
     """
     bounds = Range(at_least, above, at_most, below)
     about = Setting(
@@ -133,6 +139,8 @@ def setting(
         switch,
         required,
         empty,
+        like,
+        more,
     )
     return dataclasses.field(default=default, metadata={"setting": about})
 
@@ -288,9 +296,11 @@ def check(settings: Any) -> None:
             raise UserError(f"{shown}: expected {leaf.length or 'at least one'} values")
         if leaf.item_type in (int, float) and not all(map(leaf.about.range.holds, values)):
             raise UserError(f"{shown}: expected {_describe(leaf)}")
-        wrong = [v for v in values if leaf.about.choices and v not in leaf.about.choices]
+        allowed, like = leaf.about.choices, leaf.about.like
+        wrong = [v for v in values if allowed and v not in allowed and not (like and ":" in v)]
         if wrong:
-            raise UserError(f"{leaf.flags[0]} {wrong[0]}: invalid choice, expected {', '.join(leaf.about.choices)}")
+            expected = ", ".join([*allowed, *([like] if like else [])])
+            raise UserError(f"{leaf.flags[0]} {wrong[0]}: invalid choice, expected {expected}")
 
 
 def _shown(value: Any) -> str:

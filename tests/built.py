@@ -19,6 +19,7 @@ from src.evaluation.protocols import Protocol
 from src.methods import disco, swav_disco
 from src.parallel import sync_bn
 from src.parallel.launch import World
+from src.pretraining import images as opening
 from src.pretraining import run as running
 from src.settings import flat
 
@@ -157,6 +158,7 @@ def _without_the_world(
         for owner, name, stand_in in (
             (pretraining, "start", start),
             (running, "open_images", answer(images)),
+            (opening, "open_images", answer(images)),
             (running, "open_labelled", answer(images)),
             (running, "find_val_beside", lambda *_: "val"),
             (running, "Training", capture),

@@ -8,18 +8,8 @@ from ..errors import UserError
 # Settings that say how, where or how long a run goes, and not what it computes. Files are compared by what is in them
 # (``train_images``, ``backbone_sha256``, ...), so their paths may change.
 NEUTRAL_SETTINGS = (
-    *(
-        "data_path",
-        "dataset",
-        "download",
-        "index_cache",
-        "val_path",
-        "dump_path",
-        "resume",
-        "accept_changes",
-        "env_name",
-        "workers",
-    ),
+    *("data_path", "more_data", "path_column", "label_column", "dataset", "download", "val_path"),
+    *("index_cache", "workers", "dump_path", "resume", "accept_changes", "env_name"),
     *("device", "dist_url", "tensorboard", "max_steps", "log_every", "save_every", "keep_last", "checkpoint_freq"),
     *("knn_freq", "knn_k", "knn_rule", "knn_train_images", "eval_freq", "eval_size", "eval_resize", "enable_watch"),
     *("compile", "checkpoint_activations", "shard", "augment_on", "deterministic"),

@@ -92,6 +92,17 @@ class _Remember(argparse.Action):
             setattr(namespace, name, value)
 
 
+class _FirstAndMore(argparse.Action):
+    """Stores the first word, and the others under another name."""
+
+    more: str
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, values[0])
+        if values[1:]:
+            setattr(namespace, self.more, values[1:])
+
+
 class _Parser(argparse.ArgumentParser):
     """Errors are one line and exit code 2."""
 
@@ -232,9 +243,11 @@ def _add_flag(group: Any, leaf: Leaf) -> None:
         options["type"] = read
         options["metavar"] = leaf.name.upper()
         if about.choices:
-            options["metavar"] = "{" + ",".join(about.choices) + "}"
+            options["metavar"] = "{" + ",".join([*about.choices, *([about.like] if about.like else [])]) + "}"
         if leaf.is_tuple:
             options["nargs"] = leaf.length or ("*" if about.empty else "+")
+    if about.more:
+        options |= {"nargs": "+", "action": type("_More", (_FirstAndMore,), {"more": about.more})}
     group.add_argument(*leaf.flags, **options)
     for word in about.words:
         kept = type("_Word", (_Remember,), {"word": word})

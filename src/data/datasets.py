@@ -12,12 +12,14 @@ import torch
 from .decoding import Decoding, check_range
 from .folder import FolderImages
 from .index_cache import LARGE, IndexCache
+from .lists import ListImages, is_list
 from .lmdb_file import LMDBImages
 from .order import MANY
+from .own_class import EXPECTED, OwnImages
 from .named import TORCHVISION_SETS, TorchvisionImages
 from .shards import ShardImages
 from .source import ImageSource, as_classes_of, labelled, require_labels
-from .splits import find_classifier_images, find_split, refuse_splits
+from .splits import OWN_KINDS, find_classifier_images, find_split, refuse_splits
 from .tiny_imagenet import TinyImageNetImages
 from ..errors import UserError
 from ..settings import Word, setting
@@ -37,12 +39,15 @@ class How:
         extensions: further endings of image files in folders.
         download: fetch a named set that is missing.
         cache: where lists of large sources are kept.
+        path_column, label_column: of tables; "" looks for the usual names.
     """
 
     decoding: Decoding = Decoding()
     extensions: tuple[str, ...] = ()
     download: bool = False
     cache: IndexCache = IndexCache()
+    path_column: str = ""
+    label_column: str = ""
 
 
 def _open_folder(path: str, how: How) -> ImageSource:
@@ -51,10 +56,12 @@ def _open_folder(path: str, how: How) -> ImageSource:
 
 OWN_SETS: dict[str, Callable[[str, How], ImageSource]] = {
     "folder": _open_folder,
+    "list": lambda path, how: ListImages(path, how.path_column, how.label_column, how.cache),
     "lmdb": lambda path, how: LMDBImages(path),
     "webdataset": lambda path, how: ShardImages(path, index_cache=how.cache),
     "in100": _open_folder,  # ImageNet-100, for which CW-RGP has settings of its own
 }
+assert set(OWN_SETS) == set(OWN_KINDS)
 DATASETS = (*OWN_SETS, *TORCHVISION_SETS, "tiny_in")
 
 
@@ -75,9 +82,11 @@ class SourceSettings:
     )
     dataset: str = setting(
         "folder",
-        "kind of data: a folder of images (class sub-folders are optional where no label is needed), a file made by "
-        "scripts/make_lmdb.py, WebDataset shards (a folder of .tar files, a pattern, or URLs), or a torchvision set",
+        "kind of data: a folder of images (class sub-folders are optional where no label is needed), a list (.txt, "
+        ".csv, .tsv, .parquet; known by its ending too), a file made by scripts/make_lmdb.py, WebDataset shards (a "
+        "folder of .tar files, a pattern, or URLs), a torchvision set, or a class of your own (docs/large_data.md)",
         choices=DATASETS,
+        like=EXPECTED,
         spellings={"imagenet": "folder"},
         words=[Word("--use_lmdb", "the same as --dataset lmdb", _use_lmdb, nargs="?")],
     )
@@ -85,6 +94,8 @@ class SourceSettings:
     extensions: tuple[str, ...] = setting(
         (), "further endings of image files in folders, such as .gif, .jp2 or .npy", empty=True
     )
+    path_column: str = setting("", "column of a list that holds the paths; default: path, file, image, url, ...")
+    label_column: str = setting("", "column of a list that holds the labels; default: label, class, target, ..., or none")
     index_cache: str = setting(
         "",
         "folder where the list of the images is kept and found again, so that only the first start has to look through "
@@ -99,13 +110,29 @@ class SourceSettings:
         """How a run or an evaluation with this folder opens its images."""
         given = self.index_cache
         cache = IndexCache(given, at_least=0) if given else IndexCache(str(Path(dump_path) / "index"))
-        return How(decoding, self.extensions, self.download, cache)
+        columns = self.path_column, self.label_column
+        return How(decoding, self.extensions, self.download, cache, *columns)
 
 
 @dataclass(frozen=True)
 class TrainingDataSettings(SourceSettings):
     """Data"""
 
+    data_path: str = setting(
+        "",
+        "the training images, or (not for main_swav.py) the folder that holds train and val; a list; or the root of a "
+        "torchvision set. Several are trained on together",
+        required=True,
+        more="more_data",
+    )
+    more_data: tuple[str, ...] = setting(
+        (), "further training images, the same as further words after --data_path", empty=True
+    )
+    weights: tuple[float, ...] = setting(
+        (), "how often images of each --data_path are drawn, in proportion; default: each image equally often",
+        above=0, at_most=1e9, empty=True,
+    )  # fmt: skip
+    balanced: bool = setting(False, "draw all classes equally often; an epoch keeps its length", switch=True)
     mean: tuple[float, ...] = setting(
         IMAGENET_MEAN, "means of the channels, to normalise images; default: 0.5 where --channels is not 3",
         at_least=-10, at_most=10,
@@ -138,6 +165,10 @@ class TrainingDataSettings(SourceSettings):
 
     def order(self, images: int) -> str:
         """What ``--shuffle`` comes to for so many images."""
+        if self.weights or self.balanced:
+            if self.shuffle == "torch":
+                raise UserError("--shuffle torch draws every image once an epoch: leave out --weights and --balanced")
+            return "keyed"
         if self.shuffle == "auto":
             return "torch" if images <= MANY else "keyed"
         return self.shuffle
@@ -191,11 +222,19 @@ def open_images(dataset: str, path: str | Path, split: str = "pretrain", how: Ho
         how: the options. With several processes, all must call.
     """
     source: ImageSource
+    if dataset == "folder" and is_list(path):
+        dataset = "list"
+    column = how.path_column or how.label_column
+    if column and dataset != "list":
+        flag = "path_column" if how.path_column else "label_column"
+        raise UserError(f"--{flag} {column} belongs to lists, and {path} is none (.txt, .csv, .tsv, .parquet)")
     if dataset in OWN_SETS:
         source = OWN_SETS[dataset](str(path), how)
         refuse_splits(source, path)
     elif dataset == "tiny_in":
         source = TinyImageNetImages(path, split)
+    elif ":" in dataset:
+        source = OwnImages(dataset, str(path))
     elif dataset not in TORCHVISION_SETS:
         raise UserError(f"unknown --dataset {dataset!r}: expected {', '.join(DATASETS)}")
     else:
@@ -209,12 +248,17 @@ def open_train_and_test(
     dataset: str, root: str | Path, how: How = How()
 ) -> tuple[ImageSource, ImageSource]:
     """The two labelled splits that evaluations need, below the root that holds both."""
-    if dataset in OWN_SETS:
+    if is_own(dataset):
         paths = find_classifier_images(dataset, root), find_split(dataset, root, "test")
         train, test = (open_labelled(dataset, path, how) for path in paths)
     else:
         train, test = (labelled(open_images(dataset, root, split, how)) for split in ("train", "test"))
     return train, as_classes_of(train, test)
+
+
+def is_own(dataset: str) -> bool:
+    """Whether the path to this kind of data is one split, and not the root of a set that knows its splits."""
+    return dataset in OWN_SETS or ":" in dataset
 
 
 def open_labelled(dataset: str, path: str | Path, how: How = How()) -> ImageSource:

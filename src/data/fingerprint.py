@@ -25,7 +25,7 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
         "images": len(source),
         "classes": len(source.classes),
         "class_names": _short(hashlib.sha256("\n".join(source.classes).encode(errors="surrogateescape"))),
-        "list": getattr(source, "list_digest", None) or _list_digest(source),
+        "list": list_digest_of(source),
         "content": _short(content),
     }
 
@@ -40,7 +40,11 @@ def agreed_fingerprint(source: ImageSource, where: object) -> dict[str, Any]:
     return mine
 
 
-def _list_digest(source: ImageSource) -> str:
+def list_digest_of(source: ImageSource) -> str:
+    """Of all names below the root and labels, in order. Sources that keep a list know it already."""
+    known: str | None = getattr(source, "list_digest", None)
+    if known is not None:
+        return known
     names = hashlib.sha256()
     for index in range(len(source)):
         names.update(f"{source.relative_name(index)}\0{source.labels[index]}\n".encode(errors="surrogateescape"))

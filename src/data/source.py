@@ -110,10 +110,20 @@ class Relabelled(Subset):
 
     def __init__(self, source: ImageSource, classes: list[str]) -> None:
         super().__init__(source, range(len(source)))
-        number = {name: label for label, name in enumerate(classes)}
-        translated = np.array([*(number[name] for name in source.classes), UNLABELLED])  # -1 is the last one
-        self.labels = translated[np.asarray(source.labels)]
+        self.labels = _translation(source, classes)[np.asarray(source.labels)]
         self.classes = classes
+
+
+def _translation(source: ImageSource, classes: Sequence[str]) -> np.ndarray:
+    """A source's class number -> that in ``classes``; the last entry is -1's."""
+    number = {name: label for label, name in enumerate(classes)}
+    return np.array([*(number[name] for name in source.classes), UNLABELLED])
+
+
+def unite_classes(sources: Sequence[ImageSource]) -> tuple[list[str], list[np.ndarray]]:
+    """All classes, in the order in which the sources bring them, and for each source what its numbers become."""
+    classes = list(dict.fromkeys(name for source in sources for name in source.classes))
+    return classes, [_translation(source, classes) for source in sources]
 
 
 def as_classes_of(train: ImageSource, test: ImageSource) -> ImageSource:

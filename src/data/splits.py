@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 from ..errors import UserError
+from .lists import ENDINGS, is_list
 from .source import ImageSource
 
 
 # Kinds of data whose path is one split
-OWN_KINDS = ("folder", "lmdb", "webdataset", "in100")
+OWN_KINDS = ("folder", "list", "lmdb", "webdataset", "in100")
 # What folders of splits are called
 _TRAINING = frozenset({"train", "training", "trainset", "train_set"})
 _SPLITS = _TRAINING | {
@@ -31,7 +32,10 @@ def refuse_splits(source: ImageSource, path: str | Path) -> None:
 def _names(dataset: str, split: str) -> list[str]:
     """What a split may be called, with the ending of a format that is a file."""
     names = ["train"] if split == "train" else ["val", "test"]
-    return [name + ".lmdb" for name in names] if dataset == "lmdb" else names
+    lists = [name + ending for name in names for ending in ENDINGS]
+    if dataset == "lmdb":
+        return [name + ".lmdb" for name in names]
+    return {"folder": [*names, *lists], "list": lists}.get(dataset, names)
 
 
 def find_split(dataset: str, root: str | Path, split: str) -> Path:
@@ -42,8 +46,9 @@ def find_split(dataset: str, root: str | Path, split: str) -> Path:
     for name in names:
         if (Path(root) / name).exists():
             return Path(root) / name
-    kind = "file" if dataset == "lmdb" else "folder"
-    raise UserError(f"{root} has no {kind} {' or '.join(names)}; evaluation takes the folder that holds train and val")
+    kind = "file" if dataset == "lmdb" else "list" if dataset == "list" else "folder"
+    shown = names[:2] if kind == "folder" and split == "test" else names[:1] if kind == "folder" else names
+    raise UserError(f"{root} has no {kind} {' or '.join(shown)}; evaluation takes the folder that holds train and val")
 
 
 def find_classifier_images(dataset: str, root: str | Path) -> Path:
@@ -54,6 +59,7 @@ def find_classifier_images(dataset: str, root: str | Path) -> Path:
 
 def name_of_data(path: str) -> str:
     """What to call the data at a path: ``imagenet`` for ``/data/imagenet/train``."""
+    path = path.removesuffix(Path(path).suffix) if is_list(path) else path
     parts = [part for part in Path(path).absolute().parts if part not in ("/", "train", "val", "test", "train.lmdb")]
     name = parts[-1] if parts else "data"
     return "".join(c if c.isalnum() or c in ".-_" else "_" for c in name)
@@ -61,7 +67,8 @@ def name_of_data(path: str) -> str:
 
 def find_training(dataset: str, root: str | Path) -> str | Path:
     """The ``train`` below a root that has one; otherwise the root, which then is the training images themselves."""
-    if dataset in OWN_KINDS and any((Path(root) / name).exists() for name in ("train", "train.lmdb")):
+    own = dataset in OWN_KINDS or ":" in dataset
+    if own and any((Path(root) / name).exists() for name in _names(dataset, "train")):
         return find_split(dataset, root, "train")
     return root
 

@@ -13,13 +13,12 @@ from ..checkpoints.files import write_settings
 from ..checkpoints.store import CheckpointStore
 from ..cli import Call
 from ..clock import Clock
-from ..data.datasets import OWN_SETS, How, check_channels, open_images, open_labelled
+from ..data.datasets import How, check_channels, is_own, open_images, open_labelled
 from ..data.fingerprint import agreed_fingerprint
 from ..data.loading import Batch, ToDevice, ViewDataset, Views, make_loader
-from ..data.order import KeyedOrder
 from ..data.sampling import ResumableBatches
 from ..data.small_sets import bicubic_evaluation
-from ..data.source import ImageSource, evenly_spread, first_images, require_labels
+from ..data.source import ImageSource, evenly_spread, require_labels
 from ..data.splits import find_val_beside
 from ..data.views import CentreView
 from ..engine.alone import alone_in
@@ -35,6 +34,7 @@ from ..models.backbones import checkpoint_activations, residual_blocks
 from ..parallel import launch
 from ..parallel.sharding import shard
 from ..settings import flat
+from .images import choose, open_training, order_of
 from .settings import PretrainingSettings
 
 S = TypeVar("S", bound=PretrainingSettings)
@@ -106,9 +106,9 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
     batch_size = plan.batch_of_a_process(world.size)
     precision = choose_precision(settings.precision.precision, world.device)
     check_channels(data.mean, data.std, settings.backbone.channels)
-    source = open_images(data.dataset, train_path, "pretrain", data.how(settings.decoding, settings.run.dump_path))
-    images = first_images(source, data.size_dataset)
-    order = KeyedOrder(len(images), settings.run.seed) if data.order(len(images)) == "keyed" else None
+    source = open_training(data, train_path, data.how(settings.decoding, settings.run.dump_path))
+    images = choose(data, source, train_path)
+    order = order_of(data, images, settings.run.seed)
     batches = ResumableBatches(len(images), batch_size, rank=world.rank, world_size=world.size, order=order)
     steps_per_epoch = len(batches) // plan.accumulate
     if steps_per_epoch == 0:
@@ -162,7 +162,7 @@ def validation_images(run: Pretraining[S]) -> ImageSource:
     """The labelled images of ``--val_path``, or of the folder beside the training images."""
     data, val_path = run.settings.data, run.settings.knn.val_path
     how = data.how(run.settings.decoding, run.settings.run.dump_path)
-    if data.dataset in OWN_SETS:
+    if is_own(data.dataset):
         return open_labelled(data.dataset, val_path or find_val_beside(data.dataset, run.train_path), how)
     return open_images(data.dataset, run.train_path, "test", how)
 
@@ -173,7 +173,7 @@ def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
     if not knn.knn_freq:
         return []
     val = validation_images(run)
-    if data.dataset in OWN_SETS:
+    if is_own(data.dataset):
         require_labels(run.source, run.train_path)
         train = run.source
     else:

@@ -77,7 +77,7 @@ def test_spellings_and_retired_flags(capsys):
     assert all(f"--{name} has no effect any more" in err for name in ("local_rank", "use_env", "rank"))
     with pytest.raises(UserError, match=r"unknown argument --base_l; did you mean --base_lr\?"):
         parse(["--data_path", "x", "--base_l", "1"])
-    with pytest.raises(UserError, match="expected one argument"):
+    with pytest.raises(UserError, match="expected at least one argument"):
         parse(["--data_path"])
     with pytest.raises(UserError, match="are required: --data_path"):
         parse([])

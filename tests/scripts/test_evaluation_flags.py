@@ -44,6 +44,8 @@ ELSEWHERE = {
     "resume": "tests/scripts/test_evaluations.py",
     "evaluate": "tests/scripts/test_evaluations.py",
     "index_cache": "tests/data/test_index.py",
+    "path_column": "tests/data/test_lists.py",
+    "label_column": "tests/data/test_lists.py",
     "classifier_file": "tests/scripts/test_evaluations.py",
     "subset_file": "tests/scripts/test_evaluations.py",
     "parity_drop_first": "tests/evaluation/test_protocols.py",

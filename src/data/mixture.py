@@ -1,0 +1,52 @@
+"""Several sources as one."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from .decoding import Opened
+from .fingerprint import list_digest_of
+from .source import ImageSource, unite_classes
+
+
+class Mixture:
+    """The images of several sources, one source after the other; classes of the same name are one class.
+
+    Attributes:
+        parts: the images of each source, by index.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self._sources = sources
+        self.classes, translations = unite_classes(sources)
+        labels = [table[np.asarray(one.labels)] for table, one in zip(translations, sources, strict=True)]
+        self.labels = np.concatenate(labels).astype(np.int32)
+        self.decoding = sources[0].decoding
+        self.left_out: Sequence[str] = [line for one in sources for line in one.left_out]
+        self._ends = np.cumsum([len(one) for one in sources])
+        self.parts = [range(end - len(one), end) for one, end in zip(sources, self._ends.tolist(), strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, index: int) -> Opened:
+        source, own = self._place(index)
+        return source.open(own)
+
+    def name(self, index: int) -> str:
+        source, own = self._place(index)
+        return source.name(own)
+
+    def relative_name(self, index: int) -> str:
+        source, own = self._place(index)
+        return source.relative_name(own)
+
+    @property
+    def list_digest(self) -> str:
+        digests = [list_digest_of(one) for one in self._sources]
+        return hashlib.sha256("\n".join([*digests, *self.classes]).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def _place(self, index: int) -> tuple[ImageSource, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._sources[number], index - self.parts[number].start

@@ -1,0 +1,49 @@
+"""What a pre-training is shown: which images, and in which order."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..data.datasets import How, TrainingDataSettings, open_images
+from ..data.mixture import Mixture
+from ..data.order import KeyedOrder, Order, TorchOrder, WeightedOrder
+from ..data.source import ImageSource, first_images, require_labels
+from ..data.splits import find_training
+from ..errors import UserError
+
+
+def open_training(data: TrainingDataSettings, train_path: str | Path, how: How) -> ImageSource:
+    """The images of all ``--data_path``; with several processes, all must call."""
+    source = open_images(data.dataset, train_path, "pretrain", how)
+    if not data.more_data:
+        return source
+    paths = [find_training(data.dataset, path) for path in data.more_data]
+    return Mixture([source, *(open_images(data.dataset, path, "pretrain", how) for path in paths)])
+
+
+def choose(data: TrainingDataSettings, source: ImageSource, train_path: str | Path) -> ImageSource:
+    """The images that are used; raises UserError for flags that do not go together."""
+    if data.weights and data.balanced:
+        raise UserError("--weights and --balanced both say how often images are drawn: choose one")
+    count = 1 + len(data.more_data)
+    if data.weights and len(data.weights) != count:
+        raise UserError(f"--weights: {len(data.weights)} numbers for {count} --data_path")
+    if data.more_data and data.size_dataset != -1:
+        raise UserError("--size_dataset takes the first images, so it goes with one --data_path")
+    if data.balanced:
+        require_labels(source, train_path)
+    return first_images(source, data.size_dataset)
+
+
+def order_of(data: TrainingDataSettings, images: ImageSource, seed: int) -> Order:
+    """In which order, and how often, the images are drawn."""
+    count = len(images)
+    if data.weights:
+        parts = images.parts if isinstance(images, Mixture) else [range(count)]
+        return WeightedOrder(count, list(parts), list(data.weights), seed)
+    if data.balanced:
+        labels = np.asarray(images.labels)
+        by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels + 1)))[:-1]
+        groups = [group for group in by_class[1:] if len(group)]  # the first ones have no label
+        return WeightedOrder(count, list(groups), [1.0] * len(groups), seed)
+    return KeyedOrder(count, seed) if data.order(count) == "keyed" else TorchOrder(count)
