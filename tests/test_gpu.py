@@ -92,7 +92,7 @@ def test_a_step_never_waits_for_the_device(patches, runs, name):
 
 @pytest.mark.parametrize("name", ["swav", "twist", "intl", "moco", "w2ssl", "disco-maps"])
 def test_a_step_with_scaled_loss_and_bounded_gradients_never_waits(patches, runs, name):
-    extra = ["--precision", "fp16", "--clip_norm", "1", *([] if name == "intl" else ["--accumulate", "2"])]
+    extra = ["--precision", "fp16", "--clip_norm", "1", *([] if name in ("intl", "twist") else ["--accumulate", "2"])]
     _, training = training_of(name, patches, runs, launch.choose_device("cuda", 0), *extra)
     # torch's own SGD has the scaler read whether a gradient overflowed; LARC, LARS and bf16 need no such look
     waits = [line for line in waits_of(training) if "self.scaler.step" not in line]
