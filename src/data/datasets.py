@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from .arrays import ArrayImages
 from .decoding import Decoding, check_range
 from .folder import FolderImages
+from .hugging_face import HuggingFaceImages
 from .index_cache import LARGE, IndexCache
 from .lists import ListImages, is_list
 from .lmdb_file import LMDBImages
@@ -58,9 +60,12 @@ OWN_SETS: dict[str, Callable[[str, How], ImageSource]] = {
     "folder": _open_folder,
     "list": lambda path, how: ListImages(path, how.path_column, how.label_column, how.cache),
     "lmdb": lambda path, how: LMDBImages(path),
+    "array": lambda path, how: ArrayImages(path, how.path_column, how.label_column),
+    "hf": lambda path, how: HuggingFaceImages(path, how.path_column, how.label_column),
     "webdataset": lambda path, how: ShardImages(path, index_cache=how.cache),
     "in100": _open_folder,  # ImageNet-100, for which CW-RGP has settings of its own
 }
+WITH_COLUMNS = ("list", "array", "hf")
 assert set(OWN_SETS) == set(OWN_KINDS)
 DATASETS = (*OWN_SETS, *TORCHVISION_SETS, "tiny_in")
 
@@ -84,7 +89,8 @@ class SourceSettings:
         "folder",
         "kind of data: a folder of images (class sub-folders are optional where no label is needed), a list (.txt, "
         ".csv, .tsv, .parquet; known by its ending too), a file made by scripts/make_lmdb.py, WebDataset shards (a "
-        "folder of .tar files, a pattern, or URLs), a torchvision set, or a class of your own (docs/large_data.md)",
+        "folder of .tar files, a pattern, or URLs), an array (.npy, .h5, .zarr), a folder that Hugging Face's "
+        "save_to_disk has written (hf), a torchvision set, or a class of your own (docs/large_data.md)",
         choices=DATASETS,
         like=EXPECTED,
         spellings={"imagenet": "folder"},
@@ -94,8 +100,12 @@ class SourceSettings:
     extensions: tuple[str, ...] = setting(
         (), "further endings of image files in folders, such as .gif, .jp2 or .npy", empty=True
     )
-    path_column: str = setting("", "column of a list that holds the paths; default: path, file, image, url, ...")
-    label_column: str = setting("", "column of a list that holds the labels; default: label, class, target, ..., or none")
+    path_column: str = setting(
+        "", "column of a list, or array of a file, that holds the paths or images; default: path, file, image, url, ..."
+    )
+    label_column: str = setting(
+        "", "column or array that holds the labels; default: label, class, target, ..., or none"
+    )
     index_cache: str = setting(
         "",
         "folder where the list of the images is kept and found again, so that only the first start has to look through "
@@ -225,9 +235,9 @@ def open_images(dataset: str, path: str | Path, split: str = "pretrain", how: Ho
     if dataset == "folder" and is_list(path):
         dataset = "list"
     column = how.path_column or how.label_column
-    if column and dataset != "list":
+    if column and dataset not in WITH_COLUMNS:
         flag = "path_column" if how.path_column else "label_column"
-        raise UserError(f"--{flag} {column} belongs to lists, and {path} is none (.txt, .csv, .tsv, .parquet)")
+        raise UserError(f"--{flag} {column} belongs to lists (.txt, .csv, .tsv, .parquet), array and hf: {path} is none")
     if dataset in OWN_SETS:
         source = OWN_SETS[dataset](str(path), how)
         refuse_splits(source, path)

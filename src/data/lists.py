@@ -142,7 +142,7 @@ def _table(path: str, path_column: str, label_column: str) -> tuple[PackedString
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     names = _packed(path, paths, table.column(paths))
-    return names, *(_labels(path, labels, table.column(labels)) if labels else (None, []))
+    return names, *(labels_of(path, labels, table.column(labels)) if labels else (None, []))
 
 
 def _choose(path: str, there: Sequence[str], path_column: str, label_column: str) -> tuple[str, str]:
@@ -176,7 +176,8 @@ def _packed(path: str, column: str, values: Any) -> PackedStrings:
     return PackedStrings(letters, (edges[1:] - edges[0]).astype(np.uint64))
 
 
-def _labels(path: str, column: str, values: Any) -> tuple[np.ndarray, list[str]]:
+def labels_of(path: str, column: str, values: Any) -> tuple[np.ndarray, list[str]]:
+    """Class numbers of an Arrow column of numbers or names, and the classes; the path is for messages."""
     import pyarrow
     from pyarrow import compute
 

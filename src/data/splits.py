@@ -1,15 +1,16 @@
 """Which folder or file is which split, told by its name."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .lists import ENDINGS, is_list
+from . import arrays, lists
 from .source import ImageSource
 
 
 # Kinds of data whose path is one split
-OWN_KINDS = ("folder", "list", "lmdb", "webdataset", "in100")
+OWN_KINDS = ("folder", "list", "lmdb", "webdataset", "array", "hf", "in100")
 # What folders of splits are called
 _TRAINING = frozenset({"train", "training", "trainset", "train_set"})
 _SPLITS = _TRAINING | {
@@ -32,10 +33,18 @@ def refuse_splits(source: ImageSource, path: str | Path) -> None:
 def _names(dataset: str, split: str) -> list[str]:
     """What a split may be called, with the ending of a format that is a file."""
     names = ["train"] if split == "train" else ["val", "test"]
-    lists = [name + ending for name in names for ending in ENDINGS]
-    if dataset == "lmdb":
-        return [name + ".lmdb" for name in names]
-    return {"folder": [*names, *lists], "list": lists}.get(dataset, names)
+
+    def ending(endings: Sequence[str]) -> list[str]:
+        return [name + one for name in names for one in endings]
+
+    kinds = {
+        "folder": [*names, *ending(lists.ENDINGS)],
+        "list": ending(lists.ENDINGS),
+        "array": ending(arrays.ENDINGS),
+        "lmdb": ending([".lmdb"]),
+        "hf": [*names, *(["validation"] if split == "test" else [])],
+    }
+    return kinds.get(dataset, names)
 
 
 def find_split(dataset: str, root: str | Path, split: str) -> Path:
@@ -46,7 +55,7 @@ def find_split(dataset: str, root: str | Path, split: str) -> Path:
     for name in names:
         if (Path(root) / name).exists():
             return Path(root) / name
-    kind = "file" if dataset == "lmdb" else "list" if dataset == "list" else "folder"
+    kind = {"lmdb": "file", "array": "file", "list": "list"}.get(dataset, "folder")
     shown = names[:2] if kind == "folder" and split == "test" else names[:1] if kind == "folder" else names
     raise UserError(f"{root} has no {kind} {' or '.join(shown)}; evaluation takes the folder that holds train and val")
 
@@ -59,7 +68,7 @@ def find_classifier_images(dataset: str, root: str | Path) -> Path:
 
 def name_of_data(path: str) -> str:
     """What to call the data at a path: ``imagenet`` for ``/data/imagenet/train``."""
-    path = path.removesuffix(Path(path).suffix) if is_list(path) else path
+    path = path.removesuffix(Path(path).suffix) if lists.is_list(path) else path
     parts = [part for part in Path(path).absolute().parts if part not in ("/", "train", "val", "test", "train.lmdb")]
     name = parts[-1] if parts else "data"
     return "".join(c if c.isalnum() or c in ".-_" else "_" for c in name)
