@@ -109,7 +109,7 @@ def _features(root):
 def test_features_come_in_the_order_of_the_images_on_any_number_of_ranks(patches):
     features, labels = _features(patches / "test")
     source = FolderImages(patches / "test")
-    assert labels.tolist() == source.labels
+    assert labels.tolist() == list(source.labels)
     pixels = VIEW.cut(Picture(source.open(9)), None)
     expected = nn.functional.avg_pool2d((pixels[None] / 255 - 0.5) / 0.5, 4).flatten()
     np.testing.assert_allclose(features[9], expected, rtol=1e-4, atol=1e-5)

@@ -66,7 +66,8 @@ SWAV = [
     # data
     (["--data_path", "{tmp}/nowhere"], "does not exist"),
     (["--data_path", "{tmp}/empty"], "no images in"),
-    (["--data_path", "{tmp}/file.txt"], "is a file"),
+    (["--data_path", "{tmp}/file.txt"], "does not exist, nor do others"),
+    (["--data_path", "{tmp}/torn.pth"], "is a file"),
     (["--data_path", "{root}"], "takes the training folder"),
     (["--dataset", "cifar10", "--data_path", "{tmp}/empty"], "pass --download"),
     (["--dataset", "imagenet21k"], "invalid choice"),

@@ -174,7 +174,7 @@ def test_tiny_imagenet_in_its_published_layout(tmp_path, patches):
     annotations.write_text("val_1.png\tn01\t0\t0\t62\t62\nval_0.png\tn02\t1\t1\t63\t63\n")
     train, test = open_train_and_test("tiny_in", tmp_path)
     assert train.classes == test.classes == ["n01", "n02"]
-    assert (train.labels, test.labels) == ([0, 0, 1, 1], [1, 0])
+    assert (list(train.labels), list(test.labels)) == ([0, 0, 1, 1], [1, 0])
     assert test.name(0).endswith("val/images/val_0.png")
     assert test.open(1).size == (64, 64)
     assert len(open_images("tiny_in", tmp_path)) == 4
