@@ -42,6 +42,7 @@ class How:
         download: fetch a named set that is missing.
         cache: where lists of large sources are kept.
         path_column, label_column: of tables; "" looks for the usual names.
+        run_pipes: whether the commands of shards with ``pipe:`` are run.
     """
 
     decoding: Decoding = Decoding()
@@ -50,6 +51,7 @@ class How:
     cache: IndexCache = IndexCache()
     path_column: str = ""
     label_column: str = ""
+    run_pipes: bool = False
 
 
 def _open_folder(path: str, how: How) -> ImageSource:
@@ -62,7 +64,7 @@ OWN_SETS: dict[str, Callable[[str, How], ImageSource]] = {
     "lmdb": lambda path, how: LMDBImages(path),
     "array": lambda path, how: ArrayImages(path, how.path_column, how.label_column),
     "hf": lambda path, how: HuggingFaceImages(path, how.path_column, how.label_column),
-    "webdataset": lambda path, how: ShardImages(path, index_cache=how.cache),
+    "webdataset": lambda path, how: ShardImages(path, index_cache=how.cache, run_pipes=how.run_pipes),
     "in100": _open_folder,  # ImageNet-100, for which CW-RGP has settings of its own
 }
 WITH_COLUMNS = ("list", "array", "hf")
@@ -106,6 +108,9 @@ class SourceSettings:
     label_column: str = setting(
         "", "column or array that holds the labels; default: label, class, target, ..., or none"
     )
+    run_pipes: bool = setting(
+        False, "run the commands of shards that are named pipe:COMMAND; without it they are refused", switch=True
+    )
     index_cache: str = setting(
         "",
         "folder where the list of the images is kept and found again, so that only the first start has to look through "
@@ -121,7 +126,7 @@ class SourceSettings:
         given = self.index_cache
         cache = IndexCache(given, at_least=0) if given else IndexCache(str(Path(dump_path) / "index"))
         columns = self.path_column, self.label_column
-        return How(decoding, self.extensions, self.download, cache, *columns)
+        return How(decoding, self.extensions, self.download, cache, *columns, self.run_pipes)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class ShardImages:
     Args:
         where: a folder of ``.tar`` files, one such file, a glob or brace pattern (``train-{000..146}.tar``), or URLs
             in the same notation.
+        run_pipes: whether the commands of ``pipe:`` are run; without it they are refused.
         cache: where copies of remote shards are kept; by default the environment variable ``SSL_SHARD_CACHE``, else
             ``~/.cache/ssl-vision-training/shards``.
     """
@@ -54,11 +55,19 @@ class ShardImages:
     left_out: Sequence[str] = ()
 
     def __init__(
-        self, where: str | Path, cache: str | Path | None = None, index_cache: IndexCache | None = None
+        self,
+        where: str | Path,
+        cache: str | Path | None = None,
+        index_cache: IndexCache | None = None,
+        run_pipes: bool = False,
     ) -> None:
         default = os.environ.get(CACHE_VARIABLE, "~/.cache/ssl-vision-training/shards")
         folder = Path(cache or default).expanduser()
-        self.paths = [_local_copy(shard, folder) for shard in expand(str(where))]
+        shards = expand(str(where))
+        pipes = [shard for shard in shards if shard.startswith("pipe:")]
+        if pipes and not run_pipes:
+            raise UserError(f"{pipes[0]} would run a command on this machine: say --run_pipes if you trust it")
+        self.paths = [_local_copy(shard, folder) for shard in shards]
         of = ["webdataset", *map(os.path.abspath, self.paths)]
         index = (index_cache or IndexCache()).find(of, lambda: _listed(self.paths), lambda kept: self._is_current(kept))
         if not len(index.names):

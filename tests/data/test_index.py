@@ -178,6 +178,38 @@ def test_shards_have_a_list_too(patches, tmp_path):
     assert len(ShardImages(tmp_path, index_cache=cache)) == len(first) // 2 + 1
 
 
+@pytest.fixture
+def deep(photos):
+    """Folders in folders, and all that is left out."""
+    for number in range(12):
+        shutil.copytree(photos / "leaf", photos / "dogs" / f"{number % 3}" / f"{number}" / "leaf")
+    (photos / "dogs" / "1" / "notes.txt").touch()
+    (photos / "dogs" / "2" / ".hidden").mkdir()
+    (photos / "dogs" / "2" / "back").symlink_to(photos)
+    return photos
+
+
+def test_processes_find_what_one_finds(deep, monkeypatch):
+    alone = FolderImages(deep)
+    monkeypatch.setattr(folders, "_PATIENCE", -1.0)
+    monkeypatch.setattr(folders, "_PROCESSES", 2)
+    together = FolderImages(deep)
+    assert same(alone, together)
+    assert alone.left_out == together.left_out
+    assert len(alone.left_out) == 3
+    assert sum(name.startswith("dogs/1/") for name in alone.names) == 4 * 24
+
+
+def _looked_at_by_processes(folder):
+    folders._PATIENCE, folders._PROCESSES = -1.0, 2
+    return FolderImages(folder).list_digest
+
+
+def test_processes_look_for_ranks_too(deep):
+    first, second = on_ranks(2, _looked_at_by_processes, deep)
+    assert first == second == FolderImages(deep).list_digest
+
+
 def _on_a_rank(photos, cache):
     source = FolderImages(photos, cache=IndexCache(cache, at_least=0))
     return len(source), isinstance(source.labels, np.memmap), source.list_digest

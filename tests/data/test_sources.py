@@ -100,12 +100,16 @@ def test_patterns_and_urls_name_shards(folder, tmp_path):
     assert expand(str(tmp_path / "s" / "*-00[01].tar")) == names[:2]
     assert expand(names[1]) == [names[1]]
     assert expand("https://host/a-{0..1}.tar") == ["https://host/a-0.tar", "https://host/a-1.tar"]
-    remote = ShardImages(f"pipe:cat {tmp_path}/s/train-{{000..002}}.tar", cache=tmp_path / "cache")
+    remote = ShardImages(f"pipe:cat {tmp_path}/s/train-{{000..002}}.tar", cache=tmp_path / "cache", run_pipes=True)
     assert_same_images(remote, folder)
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
     for name in names:
         os.remove(name)
-    assert_same_images(ShardImages(f"pipe:cat {tmp_path}/s/train-{{000..002}}.tar", cache=tmp_path / "cache"), folder)
+    with pytest.raises(UserError, match="would run a command"):
+        ShardImages(f"pipe:touch {tmp_path}/x", cache=tmp_path / "cache")
+    assert not (tmp_path / "x").exists()
+    again = ShardImages(f"pipe:cat {tmp_path}/s/train-{{000..002}}.tar", cache=tmp_path / "cache", run_pipes=True)
+    assert_same_images(again, folder)
 
 
 def test_the_list_of_members_is_kept_and_follows_the_shard(folder, tmp_path, monkeypatch):
@@ -221,7 +225,7 @@ def test_bad_sources_get_one_line(tmp_path):
             open_images(dataset, tmp_path / name)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot fetch"):
-        ShardImages("pipe:false {0..1}.tar", cache=tmp_path / "cache")
+        ShardImages("pipe:false {0..1}.tar", cache=tmp_path / "cache", run_pipes=True)
     with pytest.raises(UserError, match="exists already"):
         make_lmdb.write(None, tmp_path / "text.lmdb")
 

@@ -44,6 +44,7 @@ ELSEWHERE = {
     "resume": "tests/scripts/test_evaluations.py",
     "evaluate": "tests/scripts/test_evaluations.py",
     "index_cache": "tests/data/test_index.py",
+    "run_pipes": "tests/data/test_sources.py",
     "path_column": "tests/data/test_lists.py",
     "label_column": "tests/data/test_lists.py",
     "classifier_file": "tests/scripts/test_evaluations.py",
