@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.timing import by_turns, machine, table
+from benchmarks.timing import anonymous_bytes, by_turns, machine, table
 from src.data.decoding import Decoding
 from src.data.fingerprint import fingerprint
 from src.data.folder import FolderImages
@@ -34,18 +34,6 @@ from src.data.sampling import ResumableBatches
 from src.pretraining.echo import classes_in_words
 
 CLASSES = 21_841  # as ImageNet-22k
-
-
-def anonymous_bytes() -> int:
-    """This process's memory that is neither shared nor a file's."""
-    total, in_memory = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        fields = line.split()
-        if not fields[0].endswith(":"):
-            in_memory = fields[4] == "0"  # the inode: no file
-        elif in_memory and fields[0] == "Private_Dirty:":
-            total += int(fields[1]) * 1024
-    return total
 
 
 def in_worker(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -49,6 +50,18 @@ def by_turns(
 def wait_for_device() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def anonymous_bytes() -> int:
+    """This process's memory that is neither shared nor a file's."""
+    total, in_memory = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        fields = line.split()
+        if not fields[0].endswith(":"):
+            in_memory = fields[4] == "0"  # the inode: no file
+        elif in_memory and fields[0] == "Private_Dirty:":
+            total += int(fields[1]) * 1024
+    return total
 
 
 def machine() -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.timing import anonymous_bytes
 from src.data import folder as folders
 from src.data.fingerprint import fingerprint, list_digest_of
 from src.data.folder import FolderImages
@@ -235,18 +236,6 @@ def test_all_ranks_say_what_is_wrong(tmp_path):
     assert "no images in" in first
 
 
-def unshared() -> int:
-    """Bytes of this process's memory that are neither shared nor a file's."""
-    total, in_memory = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        fields = line.split()
-        if not fields[0].endswith(":"):
-            in_memory = fields[4] == "0"  # the inode: no file
-        elif in_memory and fields[0] == "Private_Dirty:":
-            total += int(fields[1]) * 1024
-    return total
-
-
 def _read_all(index_folder, answer):
     index = PackedIndex.load(index_folder)
 
@@ -257,9 +246,9 @@ def _read_all(index_folder, answer):
 
     read(499_000)
     gc.collect()  # touches, and so copies, all that Python had before the fork: once, and nothing of the list
-    before = unshared()
+    before = anonymous_bytes()
     read(0)
-    answer.put(unshared() - before)
+    answer.put(anonymous_bytes() - before)
 
 
 def test_workers_hold_nothing_of_their_own(tmp_path):
