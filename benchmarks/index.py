@@ -99,7 +99,7 @@ class _Named:
     """What a run's start asks of a source, over a list that was mapped."""
 
     def __init__(self, index: PackedIndex) -> None:
-        self.labels, self.list_digest = index.columns["labels"], index.meta["list"]
+        self.labels, self.list_digest = index.columns["labels"], index.list_digest
         self.classes, self.decoding, self.left_out = index.meta["classes"], Decoding(), ()
 
     def __len__(self) -> int:

@@ -14,5 +14,10 @@ class UserError(ValueError):
         super().__init__("".join(escaped))
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line; its type where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class Diverged(RuntimeError):
     """The loss is no longer finite. No mistake of the call's, so the exit code is 1."""

@@ -22,7 +22,7 @@ from tests.same_runs import RUNS, TWO
 LINES = {name: line for name, line in RUNS.items() if not line.startswith(TWO)}
 
 
-def training_of(name: str, patches: Path, runs: Path, device: torch.device, *extra: str) -> tuple[Any, Training]:
+def training_of(name: str, patches: Path, runs: Path, device: torch.device, *extra: str) -> Training:
     """What the command line ``name`` of :data:`LINES` would train, on a device, without files.
 
     Args:
@@ -36,8 +36,7 @@ def training_of(name: str, patches: Path, runs: Path, device: torch.device, *ext
     module = importlib.import_module(script.removesuffix(".py"))
     images = FolderImages(patches / "train")
     found = built(module, words, images=images, device=device)
-    arguments = {**found.training, "monitor": mock.MagicMock(), "checkpoints": None, "evaluations": ()}
-    return found, Training(**arguments)
+    return Training(**{**found.training, "monitor": mock.MagicMock(), "checkpoints": None, "evaluations": ()})
 
 
 def steps(training: Training, waits: set[str] | None = None) -> Iterator[dict[str, torch.Tensor]]:

@@ -83,7 +83,7 @@ def finish(line, patches, runs, folder, *extra):
 def test_a_step_never_waits_for_the_device(patches, runs, name):
     """From the batch in pinned memory to the optimiser: torch itself reports any synchronisation."""
     extra = [] if "--precision" in LINES[name] else ["--precision", "bf16"]
-    _, training = training_of(name, patches, runs, launch.choose_device("cuda", 0), *extra)
+    training = training_of(name, patches, runs, launch.choose_device("cuda", 0), *extra)
     waits = waits_of(training)
     if name in DECOMPOSE:
         waits = [line for line in waits if "torch.linalg." not in line and "eigenvalues" not in line]
@@ -93,7 +93,7 @@ def test_a_step_never_waits_for_the_device(patches, runs, name):
 @pytest.mark.parametrize("name", ["swav", "twist", "intl", "moco", "w2ssl", "disco-maps"])
 def test_a_step_with_scaled_loss_and_bounded_gradients_never_waits(patches, runs, name):
     extra = ["--precision", "fp16", "--clip_norm", "1", *([] if name in ("intl", "twist") else ["--accumulate", "2"])]
-    _, training = training_of(name, patches, runs, launch.choose_device("cuda", 0), *extra)
+    training = training_of(name, patches, runs, launch.choose_device("cuda", 0), *extra)
     # torch's own SGD has the scaler read whether a gradient overflowed; LARC, LARS and bf16 need no such look
     waits = [line for line in waits_of(training) if "self.scaler.step" not in line]
     assert "\n".join(waits) == ""
@@ -114,7 +114,7 @@ def test_the_first_steps_are_those_of_the_cpu(patches, runs, name, monkeypatch):
     if "main_twist.py" in LINES[name]:  # what is dropped is drawn on the device
         extra += ["--drop", "0", "--drop_path", "0"]
     for device in (torch.device("cpu"), launch.choose_device("cuda", 0)):
-        _, training = training_of(name, patches, runs, device, *extra)
+        training = training_of(name, patches, runs, device, *extra)
         losses[device.type] = [outputs["loss"].item() for outputs in itertools.islice(steps(training), 3)]
     assert losses["cuda"][0] == pytest.approx(losses["cpu"][0], rel=1e-3, abs=1e-3)
     # steps of so small networks spread whatever rounds otherwise

@@ -38,10 +38,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     neutral = set(NEUTRAL_SETTINGS)
     if "train_images" in new and "train_images" not in old:
         neutral -= {"data_path", "dataset"}
+    old = {**_BEFORE, **old}
     for name, value in new.items():
-        if name in neutral or name not in {**_BEFORE, **old}:
+        if name not in old or name in neutral:
             continue
-        before, now = _plain(old.get(name, _BEFORE.get(name))), _plain(value)
+        before, now = _plain(old[name]), _plain(value)
         if before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .decoding import Opened, Stack, open_encoded
 from .numbered import NumberedImages
 
@@ -50,11 +50,13 @@ class ArrayImages(NumberedImages):
         except (OSError, EOFError, ValueError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"cannot read {self._file}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"cannot read {self._file}: {first_line(error)}") from None
         if array.ndim not in (1, 3, 4):
             raise UserError(
                 f"{self._file}: an array of shape {array.shape}, expected (n, h, w), (n, h, w, c) or (n, c, h, w)"
             )
+        if found is not None and found.dtype == bool:
+            found = found.astype(np.int32)
         super().__init__(self._file, found, array.shape[0])
 
     def open(self, index: int) -> Opened:

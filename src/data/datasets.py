@@ -21,7 +21,7 @@ from .own_class import EXPECTED, OwnImages
 from .named import TORCHVISION_SETS, TorchvisionImages
 from .shards import ShardImages
 from .source import ImageSource, as_classes_of, labelled, require_labels
-from .splits import OWN_KINDS, find_classifier_images, find_split, refuse_splits
+from .splits import OWN_KINDS, find_classifier_images, find_split, is_own, refuse_splits
 from .tiny_imagenet import TinyImageNetImages
 from ..errors import UserError
 from ..settings import Word, setting
@@ -181,8 +181,6 @@ class TrainingDataSettings(SourceSettings):
     def order(self, images: int) -> str:
         """What ``--shuffle`` comes to for so many images."""
         if self.weights or self.balanced:
-            if self.shuffle == "torch":
-                raise UserError("--shuffle torch draws every image once an epoch: leave out --weights and --balanced")
             return "keyed"
         if self.shuffle == "auto":
             return "torch" if images <= MANY else "keyed"
@@ -269,11 +267,6 @@ def open_train_and_test(
     else:
         train, test = (labelled(open_images(dataset, root, split, how)) for split in ("train", "test"))
     return train, as_classes_of(train, test)
-
-
-def is_own(dataset: str) -> bool:
-    """Whether the path to this kind of data is one split, and not the root of a set that knows its splits."""
-    return dataset in OWN_SETS or ":" in dataset
 
 
 def open_labelled(dataset: str, path: str | Path, how: How = How()) -> ImageSource:

@@ -75,10 +75,14 @@ class FolderImages(ImageFiles):
         endings = EXTENSIONS | {f".{ending.lower().removeprefix('.')}" for ending in extensions}
         of = ["folder", os.path.abspath(self.root), *sorted(endings)]
         index = (cache or IndexCache()).find(of, lambda: _listed(self.root, endings), _is_current)
-        self.names, self.list_digest = index.names, index.meta["list"]
+        self._index, self.names = index, index.names
         self.labels: np.ndarray = index.columns["labels"]
         self.classes: list[str] = index.meta["classes"]
         self.left_out = index.meta["left_out"]
+
+    @property
+    def list_digest(self) -> str:
+        return self._index.list_digest
 
 
 def _listed(root: Path, endings: Collection[str]) -> PackedIndex:

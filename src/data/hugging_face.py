@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .decoding import Opened, open_encoded, open_file
 from .lists import labels_of
 from .numbered import NumberedImages
@@ -30,7 +30,7 @@ class HuggingFaceImages(NumberedImages):
         try:
             rows: Any = datasets.load_from_disk(where)
         except Exception as error:  # each kind of damage has an error of its own
-            raise UserError(f"{where} is no folder that save_to_disk has written: {_line(error)}") from None
+            raise UserError(f"{where} is no folder that save_to_disk has written: {first_line(error)}") from None
         if isinstance(rows, datasets.DatasetDict):
             raise UserError(f"{where} holds the splits {', '.join(rows)}: say which one, as {where}/{next(iter(rows))}")
         kinds = rows.features
@@ -58,7 +58,3 @@ class HuggingFaceImages(NumberedImages):
         if isinstance(found, dict):
             return open_encoded(found["bytes"]) if found["bytes"] is not None else open_file(found["path"])
         return open_encoded(found) if isinstance(found, bytes) else open_file(found)
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from ..errors import UserError
 from ..parallel import collectives
@@ -23,6 +26,12 @@ LARGE = 100_000
 # File systems count time in steps: a folder changed within one of them looks unchanged
 SETTLED = 2.0
 _BEAT = 20.0  # seconds after which waiting processes hear that the first one is still at work
+
+
+def states_of(paths: Sequence[str]) -> np.ndarray:
+    """When each file was changed last, in ns, and its size: (files, 2) int64."""
+    found = [os.stat(path) for path in paths]
+    return np.array([(status.st_mtime_ns, status.st_size) for status in found], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,8 @@ class IndexCache:
         made = make()
         if len(made.names) < self.at_least:
             return made
-        newest = max((float(times.reshape(len(times), -1)[:, 0].max()) for name, times in made.columns.items() if name.endswith("_times")), default=0)
+        # of times in ns, with sizes beside them, which are smaller
+        newest = max(int(column.max()) for name, column in made.columns.items() if name.endswith("_times"))
         made.meta |= {"of": list(of), "settled": newest / 1e9 < started - SETTLED}
         try:
             made.save(place)
@@ -83,7 +93,6 @@ def _first_alone(call: Callable[[], T]) -> T:
     if collectives.world_size() == 1:
         return call()
     if not collectives.is_main():
-        error = None
         while (news := collectives.broadcast_object(None)) == "working":
             pass
         error = json.loads(news)

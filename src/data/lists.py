@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from . import remote
 from .decoding import Opened, open_encoded, open_file
 from .folder import ImageFiles
-from .index_cache import IndexCache
+from .index_cache import IndexCache, states_of
 from .labels import UNLABELLED
 from .packed import PackedIndex, PackedStrings
 
@@ -51,9 +51,9 @@ class ListImages(ImageFiles):
         index = (cache or IndexCache()).find(
             of,
             lambda: _read(self.path, path_column, label_column),
-            lambda kept: np.array_equal(kept.columns["list_times"], _state(self.path)),
+            lambda kept: np.array_equal(kept.columns["list_times"], states_of([self.path])),
         )
-        self.names, self.list_digest = index.names, index.meta["list"]
+        self._index, self.names = index, index.names
         self.labels: np.ndarray = index.columns["labels"]
         self.classes: list[str] = index.meta["classes"]
         self._require_some()
@@ -66,6 +66,10 @@ class ListImages(ImageFiles):
         name = self.name(index)
         return open_encoded(remote.read(name)) if remote.is_remote(name) else open_file(name)
 
+    @property
+    def list_digest(self) -> str:
+        return self._index.list_digest
+
     def _require_some(self) -> None:
         """Raises UserError where the first, the last and the images between them are not where the list says."""
         places = np.unique(np.linspace(0, len(self) - 1, 5).astype(int)).tolist()
@@ -75,7 +79,7 @@ class ListImages(ImageFiles):
 
 
 def _read(path: str, path_column: str, label_column: str) -> PackedIndex:
-    state = _state(path)
+    state = states_of([path])
     if path.lower().endswith(".txt"):
         for flag, value in (("path_column", path_column), ("label_column", label_column)):
             if value:
@@ -90,25 +94,15 @@ def _read(path: str, path_column: str, label_column: str) -> PackedIndex:
     return PackedIndex(names, {"labels": labels, "list_times": state}, {"classes": classes})
 
 
-def _state(path: str) -> np.ndarray:
-    """When a file was changed last, in ns, and its size: (1, 2)."""
-    status = os.stat(path)
-    return np.array([[status.st_mtime_ns, status.st_size]], dtype=np.int64)
-
-
 def _lines(path: str) -> PackedStrings:
     """The lines of a text file that are not empty."""
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    content = np.append(content[content != ord("\r")], np.uint8(ord("\n")))
     if content[:3].tobytes() == b"\xef\xbb\xbf":  # what Windows puts before UTF-8
         content = content[3:]
-    breaks = np.flatnonzero(content == ord("\n"))
-    ends = breaks - np.arange(len(breaks))  # in the text without line breaks
-    filled = np.diff(ends, prepend=0) > 0
-    return PackedStrings(content[content != ord("\n")], ends[filled].astype(np.uint64))
+    return PackedStrings.of_lines(content[content != ord("\r")], skip_empty=True)
 
 
 def _table(path: str, path_column: str, label_column: str) -> tuple[PackedStrings, np.ndarray | None, list[str]]:
@@ -140,7 +134,7 @@ def _table(path: str, path_column: str, label_column: str) -> tuple[PackedString
                 ),
             )
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot read {path}: {first_line(error)}") from None
     names = _packed(path, paths, table.column(paths))
     return names, *(labels_of(path, labels, table.column(labels)) if labels else (None, []))
 

@@ -87,10 +87,7 @@ class LMDBImages:
     @property
     def names(self) -> PackedStrings:
         if self._names is None:
-            lines = np.frombuffer((self._get(b"__names__") or b"") + b"\n", dtype=np.uint8)
-            breaks = np.flatnonzero(lines == ord("\n"))
-            ends = breaks - np.arange(len(breaks))  # without the line breaks
-            self._names = PackedStrings(lines[lines != ord("\n")], ends.astype(np.uint64))
+            self._names = PackedStrings.of_lines(np.frombuffer(self._get(b"__names__") or b"", dtype=np.uint8))
         return self._names
 
     @property

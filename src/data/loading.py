@@ -20,7 +20,7 @@ from .draws import Draw, keyed_generator, without_colours
 from .labels import UNLABELLED
 from .sampling import Position, ResumableBatches, SequentialBatches
 from .views import Picture, View, runs_of_equal_size
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 # Below this many broken files in a row, each is replaced by the next image; at it, something else is wrong.
 MAX_UNREADABLE_IN_A_ROW = 20
@@ -156,8 +156,7 @@ class ViewDataset(Dataset[Sample]):
         except UserError as error:
             raise UserError(f"{self.source.name(index)}: {error}") from None
         except Exception as error:  # decoders and their plugins raise what they like
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise Unreadable(f"{self.source.name(index)} ({reason})") from None
+            raise Unreadable(f"{self.source.name(index)} ({first_line(error)})") from None
         if self.source.decoding.channels != 3:
             draws = [None if draw is None else without_colours(draw) for draw in draws]
         return picture, draws

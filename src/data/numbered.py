@@ -29,8 +29,11 @@ class NumberedImages:
             raise UserError(f"there are no images in {path}")
         self.path = path
         found = np.full(count, UNLABELLED) if labels is None else np.asarray(labels)
-        if found.shape != (count,) or found.dtype.kind not in "iub":
-            raise UserError(f"{path}: labels of the type {found.dtype} and shape {found.shape} for {count} images")
+        if found.shape != (count,) or found.dtype.kind not in "iu":
+            raise UserError(
+                f"{path}: labels of the type {found.dtype} and shape {found.shape}, expected whole numbers, one for "
+                f"each of {count} images"
+            )
         self.labels = found.astype(np.int32)
         highest = int(self.labels.max())
         self.classes = [str(name) for name in (range(highest + 1) if classes is None else classes)]
@@ -47,5 +50,5 @@ class NumberedImages:
         return str(index)
 
     @property
-    def list_digest(self) -> str:
+    def list_digest(self) -> str | None:
         return hashlib.sha256(self.labels.tobytes()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """In which order an epoch shows the images."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ class Order(Protocol):
 class TorchOrder:
     """The permutation of torch's DistributedSampler, by a generator seeded with ``seed + epoch``: the published runs'.
 
-    It holds 8 bytes an image while an epoch lasts.
+    It holds 8 bytes an image.
     """
 
     def __init__(self, images: int, seed: int = 0) -> None:
@@ -96,7 +97,9 @@ class WeightedOrder:
         seed: of the orders.
     """
 
-    def __init__(self, images: int, groups: "list[range | np.ndarray]", weights: "list[float]", seed: int = 0) -> None:
+    def __init__(
+        self, images: int, groups: Sequence[range | np.ndarray], weights: Sequence[float], seed: int = 0
+    ) -> None:
         self.draws, self.seed, self._groups = images, seed, groups
         self._shares = np.cumsum(weights)[:-1] / np.sum(weights) * images
         self._epoch, self._before = 0, np.zeros(len(groups), dtype=np.int64)

@@ -33,6 +33,16 @@ class PackedStrings(Sequence[str]):
         packer.add(list(strings))
         return packer.packed()
 
+    @classmethod
+    def of_lines(cls, text: np.ndarray, *, skip_empty: bool = False) -> "PackedStrings":
+        """The lines of a text, (bytes,) uint8; what comes after the last line break is a line too."""
+        is_break = np.append(text == ord("\n"), True)
+        breaks = np.flatnonzero(is_break)
+        ends = (breaks - np.arange(len(breaks))).astype(np.uint64)  # in the text without line breaks
+        if skip_empty:
+            ends = ends[np.diff(ends, prepend=np.uint64(0)) > 0]
+        return cls(text[~is_break[:-1]], ends)
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -99,15 +109,20 @@ class PackedIndex:
     Attributes:
         names: relative to where the images are.
         columns: arrays with one row for each image, or others that the source needs; ``labels`` is (n,) int32.
-        meta: plain values that JSON can hold. ``list`` is the digest that :func:`src.data.fingerprint.fingerprint`
-            tells lists of images apart by.
+        meta: plain values that JSON can hold.
     """
 
     def __init__(self, names: PackedStrings, columns: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         self.names, self.columns = names, dict(columns)
         self.meta = {"format": FORMAT, "images": len(names), **meta}
+
+    @property
+    def list_digest(self) -> str:
+        """See :func:`list_digest`; computed once, and kept with the index."""
         if "list" not in self.meta:
-            self.meta["list"] = list_digest(names, self.columns["labels"])
+            self.meta["list"] = list_digest(self.names, self.columns["labels"])
+        found: str = self.meta["list"]
+        return found
 
     def save(self, folder: Path) -> None:
         """Writes a folder that holds each array in a file; whoever looks sees all of it or nothing.
@@ -120,8 +135,8 @@ class PackedIndex:
             temporary.mkdir(parents=True)
             for name, array in {_NAMES: self.names.content, _ENDS: self.names.ends, **self.columns}.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-            self.meta["columns"] = list(self.columns)
-            (temporary / _META).write_text(json.dumps(self.meta))
+            meta = {**self.meta, "columns": list(self.columns), "list": self.list_digest}
+            (temporary / _META).write_text(json.dumps(meta))
             if folder.exists():
                 folder.rename(old)  # processes that have mapped it keep it
             temporary.rename(folder)

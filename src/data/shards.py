@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from .decoding import Decoding, Opened, open_encoded
 from .folder import is_image
-from .index_cache import IndexCache
+from .index_cache import IndexCache, states_of
 from .labels import UNLABELLED
 from .packed import PackedIndex, Packer
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..checkpoints.files import write_atomically
 
 CACHE_VARIABLE = "SSL_SHARD_CACHE"
@@ -69,10 +69,10 @@ class ShardImages:
             raise UserError(f"{pipes[0]} would run a command on this machine: say --run_pipes if you trust it")
         self.paths = [_local_copy(shard, folder) for shard in shards]
         of = ["webdataset", *map(os.path.abspath, self.paths)]
-        index = (index_cache or IndexCache()).find(of, lambda: _listed(self.paths), lambda kept: self._is_current(kept))
+        index = (index_cache or IndexCache()).find(of, lambda: _listed(self.paths), lambda kept: np.array_equal(kept.columns["shard_times"], states_of(self.paths)))
         if not len(index.names):
             raise UserError(f"no images in the {len(self.paths)} shards of {where}")
-        self._names, self._columns, self.list_digest = index.names, index.columns, index.meta["list"]
+        self._index, self._names, self._columns = index, index.names, index.columns
         self.labels: np.ndarray = index.columns["labels"]
         self.classes = [str(label) for label in range(int(self.labels.max()) + 1)]
 
@@ -90,17 +90,18 @@ class ShardImages:
     def relative_name(self, index: int) -> str:
         return self._names[index]
 
+    @property
+    def list_digest(self) -> str:
+        return self._index.list_digest
+
     def _shard_of(self, index: int) -> str:
         return self.paths[int(np.searchsorted(self._columns["shard_ends"], index, side="right"))]
-
-    def _is_current(self, kept: PackedIndex) -> bool:
-        return np.array_equal(_states(self.paths), kept.columns["shard_times"])
 
 
 def _listed(paths: Sequence[str]) -> PackedIndex:
     """The lists of all shards as one; names are ``SHARD:MEMBER``."""
     packer = Packer()
-    states, indices = _states(paths), []
+    states, indices = states_of(paths), []
     for path in tqdm(paths, "reading shards", disable=None, leave=False):
         index = read_index(path)
         shard = os.path.basename(path)
@@ -118,12 +119,6 @@ def _listed(paths: Sequence[str]) -> PackedIndex:
         },
         {},
     )
-
-
-def _states(paths: Sequence[str]) -> np.ndarray:
-    """When each shard was changed last, in ns, and its size: (shards, 2)."""
-    found = [os.stat(path) for path in paths]
-    return np.array([(status.st_mtime_ns, status.st_size) for status in found], dtype=np.int64)
 
 
 def _webdataset() -> tuple[Callable[[str], list[str]], Callable[[str], BinaryIO]]:
@@ -171,7 +166,7 @@ def _local_copy(shard: str, cache: Path) -> str:
     try:
         write_atomically(copy, fetch)
     except (UserError, ValueError) as error:
-        raise UserError(f"cannot fetch {shard}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot fetch {shard}: {first_line(error)}") from None
     return str(copy)
 
 
@@ -189,7 +184,7 @@ def read_index(path: str) -> ShardIndex:
     try:
         index = _scan(path)
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{path} is not a readable tar file: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} is not a readable tar file: {first_line(error)}") from None
     except UserError:
         raise
     except Exception as error:  # headers that are damaged in other ways

@@ -19,6 +19,11 @@ _SPLITS = _TRAINING | {
 }
 
 
+def is_own(dataset: str) -> bool:
+    """Whether the path to this kind of data is one split, and not the root of a set that knows its splits."""
+    return dataset in OWN_KINDS or ":" in dataset
+
+
 def refuse_splits(source: ImageSource, path: str | Path) -> None:
     """Raises UserError where the "classes" are splits: the folder above the training images is a likely slip."""
     names = {name.lower(): name for name in source.classes}
@@ -76,8 +81,7 @@ def name_of_data(path: str) -> str:
 
 def find_training(dataset: str, root: str | Path) -> str | Path:
     """The ``train`` below a root that has one; otherwise the root, which then is the training images themselves."""
-    own = dataset in OWN_KINDS or ":" in dataset
-    if own and any((Path(root) / name).exists() for name in _names(dataset, "train")):
+    if is_own(dataset) and any((Path(root) / name).exists() for name in _names(dataset, "train")):
         return find_split(dataset, root, "train")
     return root
 

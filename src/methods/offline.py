@@ -124,7 +124,7 @@ class OfflineAssignments(PrototypeMethod):
                 for h, head in enumerate(self.prototypes.heads())
             ]
             loss = torch.stack(losses).mean()
-            assigned_ABD = torch.stack([embeddings_VBD.detach()[crop] for crop in self.crops_for_assign])
+            assigned_ABD = self.of_assigned(embeddings_VBD.detach())
             self._next_row = self._remember(assigned_ABD, batch.indices, self._next_row)
             outputs = {"loss": loss, "loss_over_ln_k": loss.detach() / self._log_k}
             if clock.logging:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -114,6 +115,11 @@ class PrototypeMethod(Method):
         """V crops (B, 3, s_v, s_v) -> (V*B, D) float32 unit rows, crop-major. The head sees all sizes at once."""
         projected = self.projection_head(forward_by_size(self.backbone, crops))
         return F.normalize(projected.float(), dim=1, eps=1e-12)
+
+    def of_assigned(self, values_VB: Tensor) -> Tensor:
+        """What belongs to the crops that are assigned, (A, B, ...) of (V, B, ...)."""
+        # not by the list as an index: a GPU would have to be waited for
+        return torch.stack([values_VB[crop] for crop in self.crops_for_assign])
 
     def after_backward(self, clock: Clock) -> None:
         # None, not zero: the optimiser then skips the prototypes altogether, weight decay and momentum included

@@ -123,7 +123,7 @@ class SwAV(PrototypeMethod):
         """The loss of the unit rows (V*B, D) of a batch, and what is worth logging; feeds the queue."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings_VBD = embeddings.view(views, len(embeddings) // views, -1)
-            assigned_ABD = torch.stack([embeddings_VBD.detach()[crop] for crop in self.crops_for_assign])
+            assigned_ABD = self.of_assigned(embeddings_VBD.detach())
             losses, assignments = [], []
             for head in self.prototypes.heads():
                 scores_VBK = head(embeddings_VBD)
@@ -141,7 +141,7 @@ class SwAV(PrototypeMethod):
     @torch.no_grad()
     def _assign(self, scores_VBK: Tensor, head: Prototypes) -> Tensor:
         """Sinkhorn over the batch, and over the queue in front of it once it is full: (A, B, K)."""
-        scores = torch.stack([scores_VBK[crop] for crop in self.crops_for_assign])
+        scores = self.of_assigned(scores_VBK)
         num_images = scores.shape[1]
         if self.queue_is_full:
             scores = torch.cat([head(self.queue), scores], dim=1)

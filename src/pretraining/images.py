@@ -14,6 +14,7 @@ from ..errors import UserError
 
 def open_training(data: TrainingDataSettings, train_path: str | Path, how: How) -> ImageSource:
     """The images of all ``--data_path``; with several processes, all must call."""
+    _check(data)
     source = open_images(data.dataset, train_path, "pretrain", how)
     if not data.more_data:
         return source
@@ -21,15 +22,21 @@ def open_training(data: TrainingDataSettings, train_path: str | Path, how: How) 
     return Mixture([source, *(open_images(data.dataset, path, "pretrain", how) for path in paths)])
 
 
-def choose(data: TrainingDataSettings, source: ImageSource, train_path: str | Path) -> ImageSource:
-    """The images that are used; raises UserError for flags that do not go together."""
+def _check(data: TrainingDataSettings) -> None:
+    """Raises UserError for flags that do not go together."""
     if data.weights and data.balanced:
         raise UserError("--weights and --balanced both say how often images are drawn: choose one")
+    if (data.weights or data.balanced) and data.shuffle == "torch":
+        raise UserError("--shuffle torch draws every image once an epoch: leave out --weights and --balanced")
     count = 1 + len(data.more_data)
     if data.weights and len(data.weights) != count:
         raise UserError(f"--weights: {len(data.weights)} numbers for {count} --data_path")
     if data.more_data and data.size_dataset != -1:
         raise UserError("--size_dataset takes the first images, so it goes with one --data_path")
+
+
+def used_of(data: TrainingDataSettings, source: ImageSource, train_path: str | Path) -> ImageSource:
+    """The images that are used; raises UserError where they lack what a flag needs."""
     if data.balanced:
         require_labels(source, train_path)
     return first_images(source, data.size_dataset)
@@ -40,10 +47,10 @@ def order_of(data: TrainingDataSettings, images: ImageSource, seed: int) -> Orde
     count = len(images)
     if data.weights:
         parts = images.parts if isinstance(images, Mixture) else [range(count)]
-        return WeightedOrder(count, list(parts), list(data.weights), seed)
+        return WeightedOrder(count, parts, data.weights, seed)
     if data.balanced:
         labels = np.asarray(images.labels)
         by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels + 1)))[:-1]
         groups = [group for group in by_class[1:] if len(group)]  # the first ones have no label
-        return WeightedOrder(count, list(groups), [1.0] * len(groups), seed)
+        return WeightedOrder(count, groups, [1.0] * len(groups), seed)
     return KeyedOrder(count, seed) if data.order(count) == "keyed" else TorchOrder(count)

@@ -13,13 +13,13 @@ from ..checkpoints.files import write_settings
 from ..checkpoints.store import CheckpointStore
 from ..cli import Call
 from ..clock import Clock
-from ..data.datasets import How, check_channels, is_own, open_images, open_labelled
+from ..data.datasets import How, check_channels, open_images, open_labelled
 from ..data.fingerprint import agreed_fingerprint
 from ..data.loading import Batch, ToDevice, ViewDataset, Views, make_loader
 from ..data.sampling import ResumableBatches
 from ..data.small_sets import bicubic_evaluation
 from ..data.source import ImageSource, evenly_spread, require_labels
-from ..data.splits import find_val_beside
+from ..data.splits import find_val_beside, is_own
 from ..data.views import CentreView
 from ..engine.alone import alone_in
 from ..engine.judging import Evaluation
@@ -34,7 +34,7 @@ from ..models.backbones import checkpoint_activations, residual_blocks
 from ..parallel import launch
 from ..parallel.sharding import shard
 from ..settings import flat
-from .images import choose, open_training, order_of
+from .images import open_training, order_of, used_of
 from .settings import PretrainingSettings
 
 S = TypeVar("S", bound=PretrainingSettings)
@@ -107,7 +107,7 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
     precision = choose_precision(settings.precision.precision, world.device)
     check_channels(data.mean, data.std, settings.backbone.channels)
     source = open_training(data, train_path, data.how(settings.decoding, settings.run.dump_path))
-    images = choose(data, source, train_path)
+    images = used_of(data, source, train_path)
     order = order_of(data, images, settings.run.seed)
     batches = ResumableBatches(len(images), batch_size, rank=world.rank, world_size=world.size, order=order)
     steps_per_epoch = len(batches) // plan.accumulate

@@ -52,7 +52,7 @@ def test_an_index_is_what_was_saved(tmp_path):
     assert isinstance(found.columns["labels"], np.memmap)
     assert (found.columns["labels"] == labels).all()
     assert found.meta["classes"] == ["ä"]
-    assert found.meta["list"] == list_digest(made.names, labels)
+    assert found.list_digest == list_digest(made.names, labels)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
