@@ -9,7 +9,17 @@ from ..errors import UserError
 # (``train_images``, ``backbone_sha256``, ...), so their paths may change.
 NEUTRAL_SETTINGS = (
     *("data_path", "more_data", "path_column", "label_column", "dataset", "download", "val_path"),
-    *("index_cache", "run_pipes", "workers", "dump_path", "resume", "accept_changes", "env_name"),
+    *(
+        "index_cache",
+        "run_pipes",
+        "shard_cache_gb",
+        "shuffle_window",
+        "workers",
+        "dump_path",
+        "resume",
+        "accept_changes",
+        "env_name",
+    ),
     *("device", "dist_url", "tensorboard", "max_steps", "log_every", "save_every", "keep_last", "checkpoint_freq"),
     *("knn_freq", "knn_k", "knn_rule", "knn_train_images", "eval_freq", "eval_size", "eval_resize", "enable_watch"),
     *("compile", "checkpoint_activations", "shard", "augment_on", "deterministic"),

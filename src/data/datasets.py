@@ -4,7 +4,7 @@ Of a set of one's own (a folder, an LMDB file, shards) a path is one split; a na
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,6 +43,7 @@ class How:
         cache: where lists of large sources are kept.
         path_column, label_column: of tables; "" looks for the usual names.
         run_pipes: whether the commands of shards with ``pipe:`` are run.
+        shard_cache_gb, shards_at_hand: of shards on servers; see :class:`ShardImages`.
     """
 
     decoding: Decoding = Decoding()
@@ -52,6 +53,8 @@ class How:
     path_column: str = ""
     label_column: str = ""
     run_pipes: bool = False
+    shard_cache_gb: float | None = None
+    shards_at_hand: int = 0
 
 
 def _open_folder(path: str, how: How) -> ImageSource:
@@ -64,7 +67,13 @@ OWN_SETS: dict[str, Callable[[str, How], ImageSource]] = {
     "lmdb": lambda path, how: LMDBImages(path),
     "array": lambda path, how: ArrayImages(path, how.path_column, how.label_column),
     "hf": lambda path, how: HuggingFaceImages(path, how.path_column, how.label_column),
-    "webdataset": lambda path, how: ShardImages(path, index_cache=how.cache, run_pipes=how.run_pipes),
+    "webdataset": lambda path, how: ShardImages(
+        path,
+        index_cache=how.cache,
+        run_pipes=how.run_pipes,
+        cache_gb=how.shard_cache_gb,
+        at_hand=how.shards_at_hand,
+    ),
     "in100": _open_folder,  # ImageNet-100, for which CW-RGP has settings of its own
 }
 WITH_COLUMNS = ("list", "array", "hf")
@@ -111,6 +120,12 @@ class SourceSettings:
     run_pipes: bool = setting(
         False, "run the commands of shards that are named pipe:COMMAND; without it they are refused", switch=True
     )
+    shard_cache_gb: float | None = setting(
+        None,
+        "read shards on servers image by image, and keep copies of so many GB of them; 0 keeps none; default: copy all "
+        "shards whole before the start",
+        at_least=0, at_most=1e9,
+    )  # fmt: skip
     index_cache: str = setting(
         "",
         "folder where the list of the images is kept and found again, so that only the first start has to look through "
@@ -126,7 +141,7 @@ class SourceSettings:
         given = self.index_cache
         cache = IndexCache(given, at_least=0) if given else IndexCache(str(Path(dump_path) / "index"))
         columns = self.path_column, self.label_column
-        return How(decoding, self.extensions, self.download, cache, *columns, self.run_pipes)
+        return How(decoding, self.extensions, self.download, cache, *columns, self.run_pipes, self.shard_cache_gb)
 
 
 @dataclass(frozen=True)
@@ -168,8 +183,12 @@ class TrainingDataSettings(SourceSettings):
     shuffle: str = setting(
         "auto",
         "the order of an epoch: torch, that of the published programs, takes 8 bytes an image in each process; keyed "
-        f"needs no memory; auto: torch up to {MANY:,} images",
-        choices=["auto", "torch", "keyed"],
+        f"needs no memory; auto: torch up to {MANY:,} images; shards: some shards at a time, in random order, so that "
+        "those on servers are fetched whole",
+        choices=["auto", "torch", "keyed", "shards"],
+    )
+    shuffle_window: int = setting(
+        16, "how many shards --shuffle shards mixes; twice as many are kept at hand", at_least=1, at_most=1e6
     )
     augment_on: str = setting(
         "auto",
@@ -184,7 +203,11 @@ class TrainingDataSettings(SourceSettings):
             return "keyed"
         if self.shuffle == "auto":
             return "torch" if images <= MANY else "keyed"
-        return self.shuffle
+        return f"shards {self.shuffle_window}" if self.shuffle == "shards" else self.shuffle
+
+    def how(self, decoding: Decoding, dump_path: str | Path) -> How:
+        at_hand = 2 * self.shuffle_window if self.shuffle == "shards" else 0
+        return replace(super().how(decoding, dump_path), shards_at_hand=at_hand)
 
     def colours_on(self, device: torch.device) -> bool:
         """Whether colours are changed on this device, and not in the workers."""
@@ -241,6 +264,8 @@ def open_images(dataset: str, path: str | Path, split: str = "pretrain", how: Ho
     if column and dataset not in WITH_COLUMNS:
         flag = "path_column" if how.path_column else "label_column"
         raise UserError(f"--{flag} {column} belongs to lists (.txt, .csv, .tsv, .parquet), array and hf: {path} is none")
+    if how.shard_cache_gb is not None and dataset != "webdataset":
+        raise UserError(f"--shard_cache_gb belongs to --dataset webdataset, and this is {dataset}")
     if dataset in OWN_SETS:
         source = OWN_SETS[dataset](str(path), how)
         refuse_splits(source, path)

@@ -75,7 +75,7 @@ class IndexCache:
         if len(made.names) < self.at_least:
             return made
         # of times in ns, with sizes beside them, which are smaller
-        newest = max(int(column.max()) for name, column in made.columns.items() if name.endswith("_times"))
+        newest = max(int(column.max(initial=0)) for name, column in made.columns.items() if name.endswith("_times"))
         made.meta |= {"of": list(of), "settled": newest / 1e9 < started - SETTLED}
         try:
             made.save(place)

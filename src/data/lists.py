@@ -15,6 +15,7 @@ from .folder import ImageFiles
 from .index_cache import IndexCache, states_of
 from .labels import UNLABELLED
 from .packed import PackedIndex, PackedStrings
+from .remote import Part, ReadAhead
 
 ENDINGS = (".txt", ".csv", ".tsv", ".parquet")
 # What the columns are called where nobody says it
@@ -53,7 +54,7 @@ class ListImages(ImageFiles):
             lambda: _read(self.path, path_column, label_column),
             lambda kept: np.array_equal(kept.columns["list_times"], states_of([self.path])),
         )
-        self._index, self.names = index, index.names
+        self._index, self.names, self._ahead = index, index.names, ReadAhead()
         self.labels: np.ndarray = index.columns["labels"]
         self.classes: list[str] = index.meta["classes"]
         self._require_some()
@@ -64,7 +65,11 @@ class ListImages(ImageFiles):
 
     def open(self, index: int) -> Opened:
         name = self.name(index)
-        return open_encoded(remote.read(name)) if remote.is_remote(name) else open_file(name)
+        return open_encoded(self._ahead.read(Part(name))) if remote.is_remote(name) else open_file(name)
+
+    def read_ahead(self, images: Sequence[int], soon: Sequence[int]) -> None:
+        """Starts to read those of the next images that lie on servers."""
+        self._ahead.announce(Part(name) for name in map(self.name, images) if remote.is_remote(name))
 
     @property
     def list_digest(self) -> str:

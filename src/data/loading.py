@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..parallel import collectives
 from .augment import PackedDraws, apply_to_batch, apply_to_image, pack
-from .source import ImageSource
+from .order import Order, ShardOrder
+from .source import ImageSource, read_ahead
 from .draws import Draw, keyed_generator, without_colours
 from .labels import UNLABELLED
 from .sampling import Position, ResumableBatches, SequentialBatches
@@ -115,8 +116,10 @@ class ViewDataset(Dataset[Sample]):
         seed: int = 0,
         colours_on_device: bool = False,
         replace: bool = True,
+        order: Order | None = None,
     ) -> None:
         self.source = source
+        self.order = order
         self.views_of = views if callable(views) else lambda epoch: views
         self.seed = seed
         self.colours_on_device = colours_on_device
@@ -124,6 +127,13 @@ class ViewDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getitems__(self, positions: list[Position]) -> list[Sample]:
+        """A batch; what is far away is fetched for all of its images at once."""
+        epoch, first = positions[0]
+        soon = self.order.soon(epoch, first) if isinstance(self.order, ShardOrder) else ()
+        read_ahead(self.source, [position.image for position in positions], soon)
+        return [self[position] for position in positions]
 
     def __getitem__(self, position: Position) -> Sample:
         found, index, unreadable = self._next_readable(position)

@@ -7,7 +7,7 @@ import numpy as np
 
 from .decoding import Opened
 from .fingerprint import list_digest_of
-from .source import ImageSource, unite_classes
+from .source import ImageSource, read_ahead, storage_ends, unite_classes
 
 
 class Mixture:
@@ -41,6 +41,16 @@ class Mixture:
     def relative_name(self, index: int) -> str:
         source, own = self._place(index)
         return source.relative_name(own)
+
+    def read_ahead(self, images: Sequence[int], soon: Sequence[int]) -> None:
+        for source, part in zip(self._sources, self.parts, strict=True):
+            read_ahead(source, *([index - part.start for index in some if index in part] for some in (images, soon)))
+
+    @property
+    def storage_ends(self) -> np.ndarray | None:
+        ends = [storage_ends(source) for source in self._sources]
+        known = [one + part.start for one, part in zip(ends, self.parts, strict=True) if one is not None]
+        return np.concatenate(known) if len(known) == len(ends) else None
 
     @property
     def list_digest(self) -> str:

@@ -134,3 +134,60 @@ class WeightedOrder:
             self._before = self._before + np.diff(self._edges(self._epoch))
             self._epoch += 1
         return self._before
+
+
+class ShardOrder:
+    """The shards in random order, so many of them at a time, and the images of those in random order.
+
+    Only some shards are needed at any time, so that they can be fetched whole. A pure function of seed, epoch and
+    position, like the others.
+
+    Args:
+        ends: (shards,) where the images of each shard end.
+        seed: of the order.
+        window: shards that are mixed.
+    """
+
+    def __init__(self, ends: np.ndarray, seed: int = 0, window: int = 16) -> None:
+        self.draws, self.seed, self.window = int(ends[-1]), seed, window
+        ends = np.unique(ends[ends > 0])  # without empty shards
+        self._sizes = np.diff(ends, prepend=0).astype(np.int64)
+        self._starts = np.asarray(ends, dtype=np.int64) - self._sizes
+        self._blocks = -(-len(ends) // window)
+        self._epoch, self._shards, self._ends = -1, self._sizes, self._sizes
+
+    def images(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        self._seek(epoch)
+        edges = self._edges()
+        block_of = np.searchsorted(edges, positions, side="right") - 1
+        slots = np.empty_like(positions, dtype=np.int64)  # places in the epoch's sequence of shards
+        for block in np.unique(block_of).tolist():
+            mine, start = block_of == block, edges[block]
+            within = KeyedOrder(int(edges[block + 1] - start), self.seed)
+            slots[mine] = start + within.images(epoch * self._blocks + block, positions[mine] - start)
+        turns = np.searchsorted(self._ends, slots, side="right")
+        shards = self._shards[turns]
+        return self._starts[shards] + slots - (self._ends[turns] - self._sizes[shards])
+
+    def soon(self, epoch: int, image: int) -> list[int]:
+        """The first image of each shard that is mixed with this image's, and of those that are mixed thereafter."""
+        self._seek(epoch)
+        shard = int(np.searchsorted(self._starts + self._sizes, image, side="right"))
+        block = int(np.flatnonzero(self._shards == shard)[0]) // self.window
+        now, then = (self._shards[start : start + self.window] for start in (block * self.window, (block + 1) * self.window))
+        if block + 1 == self._blocks:
+            then = self._sequence(epoch + 1)[: self.window]
+        return self._starts[np.concatenate([now, then])].tolist()
+
+    def _sequence(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([len(self._sizes), self.seed, epoch]).permutation(len(self._sizes))
+
+    def _seek(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._shards = epoch, self._sequence(epoch)
+            self._ends = np.cumsum(self._sizes[self._shards])
+
+    def _edges(self) -> np.ndarray:
+        """Where the positions of each block begin, and the end."""
+        last = np.minimum(np.arange(1, self._blocks + 1) * self.window, len(self._ends)) - 1
+        return np.concatenate([np.zeros(1, dtype=np.int64), self._ends[last]])

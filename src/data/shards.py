@@ -1,43 +1,40 @@
 """Images in tar shards of the WebDataset layout, by index.
 
-The members of each sample share a name up to the first dot: ``n01440764/10026.jpg`` and ``n01440764/10026.cls``. What
-is not on a local disk (every URL that the webdataset package opens: https, s3, gs, pipe, ...) is fetched once, shard
-by shard, and read from the copy. Reading by index, instead of streaming, is what makes shuffling complete and a
-resume exact; the price is disk space for the copies. Each shard's list of members is kept beside it, so that only
-the first start has to scan.
+The members of each sample share a name up to the first dot: ``n01440764/10026.jpg`` and ``n01440764/10026.cls``.
+Reading by index, instead of streaming, is what makes shuffling complete and a resume exact. What lies on a server
+(``https://``, ``s3://``, ``gs://``, ...) is either copied whole before the start, or read image by image, with copies
+of as many shards as a bound on the disk space allows.
 """
 
-import contextlib
 import glob
 import os
 import shutil
 import sys
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from . import remote
 from .decoding import Decoding, Opened, open_encoded
-from .folder import is_image
 from .index_cache import IndexCache, states_of
-from .labels import UNLABELLED
 from .packed import PackedIndex, Packer
+from .remote import Part, ReadAhead
+from .shard_cache import RemoteShard, ShardCache, name_of_copy
+from .shard_index import ShardIndex, read_index
 from ..errors import UserError, first_line
 from ..checkpoints.files import write_atomically
 
+S = TypeVar("S")
+T = TypeVar("T")
+
 CACHE_VARIABLE = "SSL_SHARD_CACHE"
-
-
-class ShardIndex(NamedTuple):
-    """Where the images of one shard lie: byte offset and size of each, its label, its name."""
-
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    names: np.ndarray
+_BOUNDED = "bounded"  # the copies that may go lie apart from those that stay
 
 
 class ShardImages:
@@ -46,9 +43,16 @@ class ShardImages:
     Args:
         where: a folder of ``.tar`` files, one such file, a glob or brace pattern (``train-{000..146}.tar``), or URLs
             in the same notation.
-        run_pipes: whether the commands of ``pipe:`` are run; without it they are refused.
         cache: where copies of remote shards are kept; by default the environment variable ``SSL_SHARD_CACHE``, else
             ``~/.cache/ssl-vision-training/shards``.
+        index_cache: where the list of the images is kept.
+        run_pipes: whether the commands of ``pipe:`` are run; without it they are refused.
+        cache_gb: remote shards are read image by image, and copies of them take so much (10^9 bytes); None copies all
+            of them before the start.
+        at_hand: shards that are needed at the same time, for which there must be room; 0 if there need not.
+
+    Attributes:
+        storage_ends: (shards,) where the images of each shard end.
     """
 
     decoding = Decoding()
@@ -60,19 +64,32 @@ class ShardImages:
         cache: str | Path | None = None,
         index_cache: IndexCache | None = None,
         run_pipes: bool = False,
+        cache_gb: float | None = None,
+        at_hand: int = 0,
     ) -> None:
         default = os.environ.get(CACHE_VARIABLE, "~/.cache/ssl-vision-training/shards")
         folder = Path(cache or default).expanduser()
+        index_cache = index_cache or IndexCache()
         shards = expand(str(where))
         pipes = [shard for shard in shards if shard.startswith("pipe:")]
         if pipes and not run_pipes:
             raise UserError(f"{pipes[0]} would run a command on this machine: say --run_pipes if you trust it")
-        self.paths = [_local_copy(shard, folder) for shard in shards]
-        of = ["webdataset", *map(os.path.abspath, self.paths)]
-        index = (index_cache or IndexCache()).find(of, lambda: _listed(self.paths), lambda kept: np.array_equal(kept.columns["shard_times"], states_of(self.paths)))
+        self._ahead, self._cache = ReadAhead(), ShardCache(folder / _BOUNDED, int((cache_gb or 0) * 1e9))
+        have = partial(_local_copy, folder=folder) if cache_gb is None else _asked
+        self._shards: list[str | RemoteShard] = _in_parallel(have, shards)
+        self._own_copies = {self._cache.place(one).name for one in self._shards if isinstance(one, RemoteShard)}
+        _require_room(self._shards, at_hand, cache_gb)
+        if self._own_copies:  # to look through shards on a server again is slow, however few they are
+            index_cache = replace(index_cache, at_least=0)
+        index = index_cache.find(
+            ["webdataset", *map(_named, self._shards)],
+            lambda: _listed(self._shards),
+            lambda kept: all(np.array_equal(kept.columns[name], now) for name, now in _states(self._shards).items()),
+        )
         if not len(index.names):
-            raise UserError(f"no images in the {len(self.paths)} shards of {where}")
+            raise UserError(f"no images in the {len(self._shards)} shards of {where}")
         self._index, self._names, self._columns = index, index.names, index.columns
+        self.storage_ends = index.columns["shard_ends"]
         self.labels: np.ndarray = index.columns["labels"]
         self.classes = [str(label) for label in range(int(self.labels.max()) + 1)]
 
@@ -80,12 +97,33 @@ class ShardImages:
         return len(self._names)
 
     def open(self, index: int) -> Opened:
-        with open(self._shard_of(index), "rb") as file:
-            file.seek(int(self._columns["offsets"][index]))
-            return open_encoded(file.read(int(self._columns["sizes"][index])))
+        shard, (start, size) = self._shard_of(index), self._extent(index)
+        if not isinstance(shard, RemoteShard):
+            with open(shard, "rb") as file:
+                file.seek(start)
+                return open_encoded(file.read(size))
+        copied = self._cache.read(shard, start, size)
+        return open_encoded(self._ahead.read(Part(shard.url, start, size)) if copied is None else copied)
+
+    def read_ahead(self, images: Sequence[int], soon: Sequence[int]) -> None:
+        """Starts to fetch what lies on a server.
+
+        Args:
+            images: will be opened next.
+            soon: any image of each shard that will be needed, in order; none if all shards are, in no order.
+        """
+        if not self._own_copies:
+            return
+        missing = [(shard, index) for index in images for shard in self._missing(index)]
+        self._ahead.announce(Part(shard.url, *self._extent(index)) for shard, index in missing)
+        if soon:
+            keep = {self._cache.place(shard).name for index in soon if isinstance(shard := self._shard_of(index), RemoteShard)}
+            self._cache.want([shard for index in soon for shard in self._missing(index)], keep)
+        elif missing and not self._cache.full:
+            self._cache.want([missing[0][0]], self._own_copies, alone=True)
 
     def name(self, index: int) -> str:
-        return os.path.join(os.path.dirname(self._shard_of(index)), self._names[index])
+        return os.path.join(os.path.dirname(_named(self._shard_of(index))), self._names[index])
 
     def relative_name(self, index: int) -> str:
         return self._names[index]
@@ -94,18 +132,27 @@ class ShardImages:
     def list_digest(self) -> str:
         return self._index.list_digest
 
-    def _shard_of(self, index: int) -> str:
-        return self.paths[int(np.searchsorted(self._columns["shard_ends"], index, side="right"))]
+    def _shard_of(self, index: int) -> str | RemoteShard:
+        return self._shards[int(np.searchsorted(self.storage_ends, index, side="right"))]
+
+    def _extent(self, index: int) -> tuple[int, int]:
+        """Where in its shard an image starts, and its size, in bytes."""
+        return int(self._columns["offsets"][index]), int(self._columns["sizes"][index])
+
+    def _missing(self, index: int) -> list[RemoteShard]:
+        """The shard of an image, if it is neither local nor copied."""
+        shard = self._shard_of(index)
+        return [shard] if isinstance(shard, RemoteShard) and not self._cache.place(shard).exists() else []
 
 
-def _listed(paths: Sequence[str]) -> PackedIndex:
+def _listed(shards: Sequence[str | RemoteShard]) -> PackedIndex:
     """The lists of all shards as one; names are ``SHARD:MEMBER``."""
     packer = Packer()
-    states, indices = states_of(paths), []
-    for path in tqdm(paths, "reading shards", disable=None, leave=False):
-        index = read_index(path)
-        shard = os.path.basename(path)
-        packer.add([f"{shard}:{name}" for name in index.names.tolist()])
+    states = _states(shards)
+    indices = []
+    for shard, index in zip(shards, _in_parallel(read_index, shards, "reading shards"), strict=True):
+        name = name_of_copy(shard.url) if isinstance(shard, RemoteShard) else os.path.basename(shard)
+        packer.add([f"{name}:{member}" for member in index.names.tolist()])
         indices.append(index._replace(names=index.names[:0]))
     columns = ShardIndex(*(np.concatenate(column) for column in zip(*indices, strict=True)))
     return PackedIndex(
@@ -115,10 +162,57 @@ def _listed(paths: Sequence[str]) -> PackedIndex:
             "offsets": columns.offsets,
             "sizes": columns.sizes,
             "shard_ends": np.cumsum([len(index.offsets) for index in indices]),
-            "shard_times": states,
+            **states,
         },
         {},
     )
+
+
+def _states(shards: Sequence[str | RemoteShard]) -> dict[str, np.ndarray]:
+    """Columns that tell whether any shard has changed."""
+    remote_states = [(shard.state, shard.size) for shard in shards if isinstance(shard, RemoteShard)]
+    return {
+        "shard_times": states_of([shard for shard in shards if isinstance(shard, str)]),
+        "remote_states": np.array(remote_states, dtype=np.int64).reshape(-1, 2),
+    }
+
+
+def _require_room(shards: Sequence[str | RemoteShard], at_hand: int, cache_gb: float | None) -> None:
+    sizes = sorted((shard.size for shard in shards if isinstance(shard, RemoteShard)), reverse=True)
+    needed = sum(sizes[:at_hand]) / 1e9
+    if cache_gb is not None and needed > cache_gb:
+        raise UserError(
+            f"--shard_cache_gb {cache_gb:g}: {at_hand} shards must be at hand, which are up to {needed:.2g} GB; raise it or "
+            "lower --shuffle_window"
+        )
+
+
+def _named(shard: str | RemoteShard) -> str:
+    return shard.url if isinstance(shard, RemoteShard) else os.path.abspath(shard)
+
+
+def _asked(shard: str) -> str | RemoteShard:
+    """A local shard itself; of one on a server its size and state now."""
+    if not _is_remote(shard):
+        return shard
+    if _gives_whole_only(shard):
+        raise UserError(f"{shard} cannot be read in parts: leave out --shard_cache_gb, and it is copied before the start")
+    try:
+        state, size = remote.state(shard)
+    except FileNotFoundError:
+        raise UserError(f"{shard} does not exist") from None
+    return RemoteShard(shard, size, state)
+
+
+def _in_parallel(call: Callable[[S], T], items: Sequence[S], doing: str = "") -> list[T]:
+    """``call`` of each: servers answer many as fast as one."""
+    with ThreadPoolExecutor(remote.AT_ONCE) as pool:
+        results = pool.map(call, items)
+        try:
+            return list(tqdm(results, doing, total=len(items), disable=None if doing else True, leave=False))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _webdataset() -> tuple[Callable[[str], list[str]], Callable[[str], BinaryIO]]:
@@ -149,89 +243,37 @@ def expand(where: str) -> list[str]:
     return found
 
 
-def _local_copy(shard: str, cache: Path) -> str:
+def _gives_whole_only(shard: str) -> bool:
+    """Whether a URL is one that only the webdataset package opens."""
+    import fsspec
+
+    return shard.partition(":")[0] not in fsspec.available_protocols()
+
+
+def _local_copy(shard: str, folder: Path) -> str:
     """The shard itself, or the copy of a remote one, fetched now if it is not there yet."""
     if not _is_remote(shard):
         return shard
-    copy = cache / "".join(c if c.isalnum() or c in ".-_" else "_" for c in shard)
+    copy = folder / name_of_copy(shard)
     if copy.exists():
         return str(copy)
-    print(f"fetching {shard} into {cache}", file=sys.stderr)
-    gopen = _webdataset()[1]
-
-    def fetch(target: BinaryIO) -> None:
-        with gopen(shard) as source:
-            shutil.copyfileobj(source, target, 1 << 20)
-
+    said = f"fetching {shard} into {folder}"
     try:
-        write_atomically(copy, fetch)
-    except (UserError, ValueError) as error:
+        if _gives_whole_only(shard):
+            print(said, file=sys.stderr)
+            gopen = _webdataset()[1]
+
+            def fetch(target: BinaryIO) -> None:
+                with gopen(shard) as source:
+                    shutil.copyfileobj(source, target, 1 << 20)
+
+            write_atomically(copy, fetch)
+        else:
+            size = remote.state(shard)[1]
+            print(said, file=sys.stderr)
+            ShardCache(folder).fetch(RemoteShard(shard, size))
+    except FileNotFoundError:
+        raise UserError(f"cannot fetch {shard}: it does not exist") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot fetch {shard}: {first_line(error)}") from None
     return str(copy)
-
-
-def read_index(path: str) -> ShardIndex:
-    """The members of a shard, from the list beside it if that is newer than the shard, else by scanning it."""
-    listing = Path(f"{path}.index.npz")
-    try:
-        if listing.stat().st_mtime_ns >= os.stat(path).st_mtime_ns:
-            with np.load(listing, allow_pickle=False) as columns:
-                found = ShardIndex(*(columns[name] for name in ShardIndex._fields))
-            if _fits(found, os.path.getsize(path)):
-                return found
-    except Exception:  # there is none, or none that is any use: damaged files make numpy raise all kinds
-        pass
-    try:
-        index = _scan(path)
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{path} is not a readable tar file: {first_line(error)}") from None
-    except UserError:
-        raise
-    except Exception as error:  # headers that are damaged in other ways
-        raise UserError(f"{path} is not a readable tar file ({type(error).__name__})") from None
-    if not _fits(index, os.path.getsize(path)):
-        raise UserError(f"{path} is cut off in the middle of an image")
-    with contextlib.suppress(UserError):  # a read-only place: the next start scans again
-        write_atomically(listing, lambda file: np.savez(file, **index._asdict()))
-    return index
-
-
-def _fits(index: ShardIndex, size: int) -> bool:
-    """Whether a list can be that of a shard of so many bytes."""
-    kinds = [column.dtype.kind for column in index]
-    lengths = {len(column) for column in index}
-    if kinds != ["i", "i", "i", "U"] or len(lengths) != 1:
-        return False
-    ends = index.offsets + index.sizes
-    return not len(ends) or bool(index.offsets.min() >= 0 and index.sizes.min() >= 0 and ends.max() <= size)
-
-
-def _scan(path: str) -> ShardIndex:
-    images: dict[str, tuple[int, int, str]] = {}
-    labels: dict[str, int] = {}
-    with tarfile.open(path, "r:") as archive:
-        for member, key, ending in _members(archive):
-            if ending == "cls":
-                file = archive.extractfile(member)
-                text = file.read().decode(errors="replace").strip() if file else ""
-                if not text.lstrip("-").isdigit():
-                    raise UserError(f"{path}: {member.name} holds {text[:20]!r}, expected a class number")
-                labels[key] = int(text)
-            elif is_image(f"x.{ending.rpartition('.')[2]}") and key not in images:
-                images[key] = (member.offset_data, member.size, member.name)
-    columns = list(zip(*images.values(), strict=True)) or [(), (), ()]
-    return ShardIndex(
-        offsets=np.array(columns[0], dtype=np.int64),
-        sizes=np.array(columns[1], dtype=np.int64),
-        labels=np.array([labels.get(key, UNLABELLED) for key in images], dtype=np.int64),
-        names=np.array(columns[2], dtype=np.str_),
-    )
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Each file with its sample's key and its ending."""
-    for member in archive:
-        folder, _, name = member.name.rpartition("/")
-        stem, dot, ending = name.partition(".")
-        if member.isfile() and stem and dot:
-            yield member, f"{folder}/{stem}", ending.lower()

@@ -69,6 +69,29 @@ class Subset:
     def relative_name(self, index: int) -> str:
         return self._source.relative_name(int(self._indices[index]))
 
+    def read_ahead(self, images: Sequence[int], soon: Sequence[int]) -> None:
+        theirs = ([int(self._indices[index]) for index in some] for some in (images, soon))
+        read_ahead(self._source, *theirs)
+
+    @property
+    def storage_ends(self) -> np.ndarray | None:
+        ends = storage_ends(self._source)
+        is_start = isinstance(self._indices, range) and self._indices == range(len(self))
+        return np.minimum(ends, len(self)) if is_start and ends is not None else None
+
+
+def read_ahead(source: ImageSource, images: Sequence[int], soon: Sequence[int] = ()) -> None:
+    """Tells a source what will be opened next, in this process, if it wants to know; see ``ShardImages.read_ahead``."""
+    told = getattr(source, "read_ahead", None)
+    if told is not None:
+        told(images, soon)
+
+
+def storage_ends(source: ImageSource) -> np.ndarray | None:
+    """Where the images end that are stored together, such as in a shard; None where each is stored alone."""
+    found: np.ndarray | None = getattr(source, "storage_ends", None)
+    return found
+
 
 def first_images(source: ImageSource, count: int) -> ImageSource:
     """The first ``count`` images, as the published code's ``size_dataset``; -1 stands for all.

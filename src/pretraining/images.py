@@ -6,8 +6,8 @@ import numpy as np
 
 from ..data.datasets import How, TrainingDataSettings, open_images
 from ..data.mixture import Mixture
-from ..data.order import KeyedOrder, Order, TorchOrder, WeightedOrder
-from ..data.source import ImageSource, first_images, require_labels
+from ..data.order import KeyedOrder, Order, ShardOrder, TorchOrder, WeightedOrder
+from ..data.source import ImageSource, first_images, require_labels, storage_ends
 from ..data.splits import find_training
 from ..errors import UserError
 
@@ -26,8 +26,10 @@ def _check(data: TrainingDataSettings) -> None:
     """Raises UserError for flags that do not go together."""
     if data.weights and data.balanced:
         raise UserError("--weights and --balanced both say how often images are drawn: choose one")
-    if (data.weights or data.balanced) and data.shuffle == "torch":
-        raise UserError("--shuffle torch draws every image once an epoch: leave out --weights and --balanced")
+    if (data.weights or data.balanced) and data.shuffle in ("torch", "shards"):
+        raise UserError(f"--shuffle {data.shuffle} draws every image once an epoch: leave out --weights and --balanced")
+    if data.shuffle == "shards" and data.dataset != "webdataset":
+        raise UserError(f"--shuffle shards needs --dataset webdataset, and this is {data.dataset}")
     count = 1 + len(data.more_data)
     if data.weights and len(data.weights) != count:
         raise UserError(f"--weights: {len(data.weights)} numbers for {count} --data_path")
@@ -53,4 +55,8 @@ def order_of(data: TrainingDataSettings, images: ImageSource, seed: int) -> Orde
         by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels + 1)))[:-1]
         groups = [group for group in by_class[1:] if len(group)]  # the first ones have no label
         return WeightedOrder(count, groups, [1.0] * len(groups), seed)
+    if data.shuffle == "shards":
+        ends = storage_ends(images)
+        assert ends is not None, "of shards, or the first images of shards"
+        return ShardOrder(ends, seed, data.shuffle_window)
     return KeyedOrder(count, seed) if data.order(count) == "keyed" else TorchOrder(count)

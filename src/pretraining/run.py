@@ -114,7 +114,7 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
     if steps_per_epoch == 0:
         raise UserError(f"--accumulate {plan.accumulate}: an epoch has only {len(batches)} batches")
     loader = make_loader(
-        ViewDataset(images, views, settings.run.seed, colours_on_device=data.colours_on(world.device)),
+        ViewDataset(images, views, settings.run.seed, colours_on_device=data.colours_on(world.device), order=order),
         batches,
         workers=data.workers,
         pin_memory=world.device.type == "cuda",

@@ -115,7 +115,7 @@ def test_patterns_and_urls_name_shards(folder, tmp_path):
 def test_the_list_of_members_is_kept_and_follows_the_shard(folder, tmp_path, monkeypatch):
     write_shards(folder, tmp_path, per_shard=200)
     assert len(ShardImages(tmp_path)) == 96
-    monkeypatch.setattr("src.data.shards._scan", lambda path: pytest.fail("scanned again"))
+    monkeypatch.setattr("src.data.shard_index._scan", lambda path, file: pytest.fail("scanned again"))
     assert_same_images(ShardImages(tmp_path), folder)
     monkeypatch.undo()
     (tmp_path / "train-000.tar.index.npz").write_bytes(b"torn")

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "evaluate": "tests/scripts/test_evaluations.py",
     "index_cache": "tests/data/test_index.py",
     "run_pipes": "tests/data/test_sources.py",
+    "shard_cache_gb": "tests/data/test_remote_shards.py",
     "path_column": "tests/data/test_lists.py",
     "label_column": "tests/data/test_lists.py",
     "classifier_file": "tests/scripts/test_evaluations.py",

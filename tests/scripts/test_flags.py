@@ -70,6 +70,7 @@ LINES: dict[types.ModuleType, tuple[int, list[str]]] = {
 ELSEWHERE = {
     "resume": "tests/checkpoints",
     "env_name": "shown only",
+    "shuffle_window": "tests/data/test_remote_shards.py; of shards",
     "shard": "tests/parallel/test_sharding.py; refused without processes",
 }
 # They matter, but not every value does: epochs beyond the end, bounds that are not reached
