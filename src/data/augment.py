@@ -2,13 +2,13 @@
 
 Both ways compute what Pillow's operations (so torchvision's, on Pillow images) compute, rounding to whole levels
 after each operation included, in the same order: jitter operations as drawn, grayscale, blur, solarisation.
-In a worker they mostly are Pillow's operations. How close the batched ones are:
+In a worker (:mod:`src.data.colours`) all but the blur are Pillow's levels exactly. How close the batched ones are:
 
 ==============================================  ====================================================================
 brightness, contrast, saturation, grayscale,    equal, but for factors whose product lies within float32 rounding of a
 solarisation                                    whole level, which may then fall on the other side: 1 level
 hue                                             equal, but for 1 level where a channel rounds from a half
-blur (in workers too, from 128 pixels on)       Pillow approximates a Gaussian by three box filters for each axis and
+blur (in workers too)                           Pillow approximates a Gaussian by three box filters for each axis and
                                                 rounds to a level after each; this computes the same six filters with
                                                 float32 instead of fixed-point weights, so a sum close to a half may
                                                 round the other way, once for each filter: at most 2 levels, and none
@@ -20,75 +20,23 @@ another hue; ``tests/data/test_augment.py`` holds both ways to the plain transfo
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from .draws import BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, SATURATION, Draw
-
-# Pillow's weights of red, green and blue in gray, in 1/65536 (ITU-R 601); the products are exact in float32
-_GRAY = (19595.0, 38470.0, 7471.0)
-_BOX_PASSES = 3
-_SOLARIZE_FROM = 128
-_FASTER_BLUR_FROM = 128  # pixels; in smaller images Pillow's blur is the faster one
-
-
-def hue_steps(hue: float) -> int:
-    """A shift in turns as torchvision applies it to Pillow images: whole 1/255, cut towards zero, 0 to 255."""
-    return int(hue * 255) % 256
-
-
-# ---------------------------------------------------------------------------------------------------- one image
+from .colours import GRAY, SOLARIZE_FROM, TABLE_WIDTH, change_colours, hue_table
+from .draws import BOX_PASSES, BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, SATURATION, Draw, box_weights, hue_steps
 
 
 def apply_to_image(pixels: Tensor, draw: Draw) -> Tensor:
-    """The drawn operations on one image, (channels, h, w) uint8: by Pillow, and for large images by our faster blur.
-
-    Images that are not RGB take the way of :func:`apply_to_batch`.
-    """
+    """The drawn operations on one image, (channels, h, w) uint8."""
     if len(pixels) != 3:
         return apply_to_batch(pixels[None], pack([draw]))[0].to(torch.uint8)
-    blurs_in_torch = draw.blur_sigma > 0 and pixels.shape[-1] >= _FASTER_BLUR_FROM
-    if draw.order or draw.grayscale or (draw.blur_sigma and not blurs_in_torch):
-        image = Image.merge("RGB", [Image.fromarray(plane) for plane in pixels.numpy()])
-        image = _change_colours(image, draw)
-        if draw.blur_sigma and not blurs_in_torch:
-            image = image.filter(ImageFilter.GaussianBlur(radius=draw.blur_sigma))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    if blurs_in_torch:
-        pixels = _blur(pixels[None].float(), torch.tensor([box_weights(draw.blur_sigma)]))[0].to(torch.uint8)
-    if draw.solarize:
-        pixels = torch.where(pixels < _SOLARIZE_FROM, pixels, 255 - pixels)
-    return pixels
-
-
-def _change_colours(image: Image.Image, draw: Draw) -> Image.Image:
-    for operation in draw.order:
-        if operation == BRIGHTNESS:
-            image = Image.blend(Image.new("RGB", image.size), image, draw.brightness)
-        elif operation == CONTRAST:
-            image = Image.blend(Image.new("RGB", image.size, (_mean_gray(image),) * 3), image, draw.contrast)
-        elif operation == SATURATION:
-            image = Image.blend(image.convert("L").convert("RGB"), image, draw.saturation)
-        elif operation == GRAYSCALE:
-            image = image.convert("L").convert("RGB")
-        else:
-            assert operation == HUE
-            hue, saturation, value = image.convert("HSV").split()
-            shifted = Image.fromarray(np.asarray(hue) + np.uint8(hue_steps(draw.hue)))  # wraps round at 256
-            image = Image.merge("HSV", (shifted, saturation, value)).convert("RGB")
-    return image.convert("L").convert("RGB") if draw.grayscale else image
-
-
-def _mean_gray(image: Image.Image) -> int:
-    counts = np.asarray(image.convert("L").histogram())
-    return int((counts * np.arange(256)).sum() / counts.sum() + 0.5)
+    return torch.from_numpy(change_colours(pixels.numpy(), draw))
 
 
 # ---------------------------------------------------------------------------------------------------- a batch
@@ -157,22 +105,6 @@ def pack(draws: Sequence[Draw]) -> PackedDraws:
     )
 
 
-@functools.lru_cache(maxsize=4096)
-def box_weights(sigma: float) -> tuple[float, ...]:
-    """Weights at distance 0, 1, ... of the box filter that, applied three times, has variance ``sigma**2``.
-
-    A box of fractional radius: full weight up to l, a part at l + 1 (Gwosdek et al. 2011, "Theoretical foundations
-    of Gaussian convolution by extended box filtering"), in Pillow's fixed-point units of 2**-24.
-    """
-    variance = sigma * sigma / _BOX_PASSES
-    whole = math.floor((math.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3.0 * variance) / (6.0 * (variance - (whole + 1) ** 2))
-    unit = 1 << 24
-    inner = int(unit / (2.0 * (whole + part) + 1.0))
-    outer = (unit - (2 * whole + 1) * inner) // 2
-    return tuple(w / unit for w in [inner] * (whole + 1) + [outer])
-
-
 @torch.no_grad()
 def apply_to_batch(images: Tensor, draws: PackedDraws) -> Tensor:
     """The drawn operations on a batch, each image with its own parameters.
@@ -198,7 +130,7 @@ def _gray(images: Tensor) -> Tensor:
     if images.shape[1] != 3:
         return images.mean(dim=1, keepdim=True).add_(0.5).floor_()
     red, green, blue = images.split(1, dim=1)
-    sums = (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
+    sums = (red * GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
     return sums.add_(0x8000).mul_(2.0**-16).floor_()
 
 
@@ -215,13 +147,13 @@ def _grayscale(images: Tensor, values: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, values: Tensor) -> Tensor:
-    return torch.where(images < _SOLARIZE_FROM, images, 255.0 - images)
+    return torch.where(images < SOLARIZE_FROM, images, 255.0 - images)
 
 
 def _blur(images: Tensor, values: Tensor) -> Tensor:
     """Three box filters along the rows, three along the columns; the border is repeated outwards before each."""
     for horizontal in (True, False):
-        for _ in range(_BOX_PASSES):
+        for _ in range(BOX_PASSES):
             images = _box_filter(images, values, horizontal)
     return images
 
@@ -248,9 +180,8 @@ def _shift_hues(images: Tensor, values: Tensor) -> Tensor:
     sixths = torch.where(
         red == top, green - blue, torch.where(green == top, chroma * 2 + blue - red, chroma * 4 + red - green)
     )
-    sixths = torch.where(sixths < 0, sixths + chroma * 6, sixths)
     table, offsets = _hue_tables(images.device)
-    hue = table[(chroma * _TABLE_WIDTH + sixths).long()] + values[:, 0].view(-1, 1, 1)
+    hue = table[(chroma * TABLE_WIDTH + sixths).long()] + values[:, 0].view(-1, 1, 1)
     saturation = torch.floor(chroma * 255.0 / top.clamp(min=1.0))
     # each channel falls from full value as its distance on the circle grows; angles in 1/1530 turns, shape in 1/255
     angle = torch.remainder(torch.remainder(hue, 256.0).mul_(6.0).unsqueeze(1) + offsets, 1530.0)
@@ -259,32 +190,11 @@ def _shift_hues(images: Tensor, values: Tensor) -> Tensor:
     return value.div_(65025.0).add_(0.5).floor_()
 
 
-_TABLE_WIDTH = 6 * 255
-
-
 @functools.cache
 def _hue_tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pillow's 8-bit hue for every chroma and position on the circle, (256 * 1530,), and the channels' places (3, 1, 1)
-    on the way back, in 1/1530 turns; float32.
-
-    The first is asked of Pillow itself, whose rounding in the few exact cases no shorter formula repeats.
-    """
-    table = np.zeros((256, _TABLE_WIDTH), dtype=np.float32)
-    for chroma in range(1, 256):
-        rising = np.arange(chroma, dtype=np.uint8)
-        none, full, falling = np.zeros_like(rising), np.full_like(rising, chroma), chroma - rising
-        sectors = (
-            (full, rising, none),
-            (falling, full, none),
-            (none, full, rising),
-            (none, falling, full),
-            (rising, none, full),
-            (full, none, falling),
-        )
-        colours = np.concatenate([np.stack(sector, axis=1) for sector in sectors])
-        table[chroma, : 6 * chroma] = np.asarray(Image.fromarray(colours[None]).convert("HSV"))[0, :, 0]
+    """:func:`src.data.colours.hue_table`, and the channels' places (3, 1, 1) on the way back, in 1/1530 turns; float32."""
     places = torch.tensor([5.0, 3.0, 1.0]).mul_(255.0).view(3, 1, 1)
-    return torch.from_numpy(table.reshape(-1)).to(device), places.to(device)
+    return torch.from_numpy(hue_table()).float().to(device), places.to(device)
 
 
 _OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -4,9 +4,13 @@ A draw is a value. It is made from a generator keyed by (seed, epoch, index, vie
 same epoch gives the same pixels whatever the number of workers, ranks or restarts.
 """
 
+import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
+
+BOX_PASSES = 3  # of which Pillow makes a Gaussian, along each axis
 
 # Operations as numbered in `Draw.order`
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE = range(5)
@@ -60,3 +64,24 @@ def keyed_generator(seed: int, epoch: int, index: int, view: int) -> np.random.G
     """
     key = np.array([(seed & 0xFFFFFFFF) << 32 | epoch, index << 32 | view], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
+
+
+def hue_steps(hue: float) -> int:
+    """A shift in turns as torchvision applies it to Pillow images: whole 1/255, cut towards zero, 0 to 255."""
+    return int(hue * 255) % 256
+
+
+@functools.lru_cache(maxsize=4096)
+def box_weights(sigma: float) -> tuple[float, ...]:
+    """Weights at distance 0, 1, ... of the box filter that, applied three times, has variance ``sigma**2``.
+
+    A box of fractional radius: full weight up to l, a part at l + 1 (Gwosdek et al. 2011, "Theoretical foundations
+    of Gaussian convolution by extended box filtering"), in Pillow's fixed-point units of 2**-24.
+    """
+    variance = sigma * sigma / BOX_PASSES
+    whole = math.floor((math.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3.0 * variance) / (6.0 * (variance - (whole + 1) ** 2))
+    unit = 1 << 24
+    inner = int(unit / (2.0 * (whole + part) + 1.0))
+    outer = (unit - (2 * whole + 1) * inner) // 2
+    return tuple(w / unit for w in [inner] * (whole + 1) + [outer])

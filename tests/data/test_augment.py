@@ -100,17 +100,32 @@ def test_an_operation_alone_equals_the_plain_one(picture, operation):
 @pytest.mark.parametrize("sigmas", [(0.1, 2.0), (2.0, 7.0)])
 def test_blur_stays_within_its_bound(picture, sigmas):
     draws = [NOTHING._replace(blur_sigma=float(s)) for s in np.random.default_rng(0).uniform(*sigmas, 25)]
-    one_by_one, at_once = compare(picture, draws)
-    assert one_by_one.max() == 0
-    large, _ = compare(picture.resize((150, 140)), draws)
-    for differences in (at_once, large):
+    for differences in (*compare(picture, draws), *compare(picture.resize((260, 140)), draws)):
         assert differences.max() <= 2
         assert (differences > 0).float().mean() < 0.01
 
 
+def every_colour(*reds):
+    """All colours with these levels of red, as a picture."""
+    levels = np.arange(256, dtype=np.uint8)
+    red, green, blue = np.meshgrid(np.array(reds, dtype=np.uint8), levels, levels, indexing="ij")
+    return Image.fromarray(np.stack([red, green, blue], axis=-1).reshape(-1, 256, 3))
+
+
+@pytest.mark.parametrize("reds", [(0, 1, 85, 128, 254, 255), pytest.param(range(256), marks=pytest.mark.slow)])
+def test_in_a_worker_each_colour_becomes_pillows(reds):
+    picture = every_colour(*reds)
+    draws = [NOTHING._replace(order=(HUE,), hue=hue) for hue in (0.0, 0.1, -0.2, 0.5)]
+    for draw in [*draws, NOTHING._replace(grayscale=True), NOTHING._replace(order=(SATURATION,), saturation=1.37)]:
+        assert torch.equal(apply_to_image(TF.pil_to_tensor(picture), draw), plain(picture, draw))
+
+
 def test_whole_chains_are_the_plain_ones(picture):
-    one_by_one, at_once = compare(picture, random_draws(60))
+    one_by_one, at_once = compare(picture, [draw._replace(blur_sigma=0.0) for draw in random_draws(60)])
     assert one_by_one.max() == 0
+    one_by_one, at_once = compare(picture, random_draws(60))
+    assert one_by_one.max() <= 2
+    assert (one_by_one > 0).float().mean() < 1e-4
     assert at_once.max() <= 6  # a level of one operation, moved on by those behind it
     assert (at_once > 0).float().mean() < 0.01
     assert at_once.float().mean() < 0.01
