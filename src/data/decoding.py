@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageFile
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_jpeg as _decode_jpeg
 
 from ..errors import UserError
 
@@ -161,6 +165,31 @@ def _channels(found: int, expected: int) -> str:
 def _turned(planes: np.ndarray, orientation: int) -> np.ndarray:
     turned = [np.asarray(Image.fromarray(plane).transpose(_TURNS[orientation])) for plane in np.moveaxis(planes, 2, 0)]
     return np.stack(turned, axis=2)
+
+
+def decode_jpeg(image: Opened) -> Tensor | None:
+    """(3, h, w) uint8 of a colour JPEG at full scale, not turned; None for anything else, and where this decoder fails.
+
+    The levels are Pillow's, since both are libjpeg-turbo, in little more than half the time (``benchmarks/decode.py``).
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("JPEG", "MPO") or image.mode != "RGB":
+        return None
+    if image.fp is None:
+        return None
+    image.fp.seek(0)
+    content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+    try:
+        return _decode_jpeg(content, ImageReadMode.RGB)
+    except RuntimeError:  # a damaged file, or a torchvision without libjpeg: Pillow decides
+        return None
+
+
+def turned_pixels(pixels: Tensor, orientation: int) -> Tensor:
+    """(C, h, w), turned as EXIF's number says."""
+    if orientation > 4:
+        pixels = pixels.transpose(1, 2)
+    flips = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
+    return pixels.flip(flips) if flips else pixels
 
 
 def check_range(value_range: Sequence[Any] | None) -> None:

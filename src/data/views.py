@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from .augment import apply_to_image
-from .decoding import Decoding, Opened
+from .decoding import Decoding, Opened, decode_jpeg, turned_pixels
 from .draws import GRAYSCALE, Draw
 from ..errors import UserError
 
@@ -52,11 +52,22 @@ class Picture:
 
     def load(self) -> None:
         """Decodes; raises whatever the decoder does."""
-        _ = self.image if self.decoding.is_picture else self.pixels
+        if self._whole is None:
+            _ = self.image if self.decoding.is_picture else self.pixels
+
+    @cached_property
+    def _whole(self) -> Tensor | None:
+        """The pixels of an image that needs no more than a fast decoder, at full scale."""
+        if self.reduction > 1 or self.decoding.channels != 3:
+            return None
+        pixels = decode_jpeg(self._opened)
+        return None if pixels is None else turned_pixels(pixels, self._orientation)
 
     @cached_property
     def image(self) -> Image.Image:
         """RGB (or grey, for one channel), at the reduced scale."""
+        if self._whole is not None:
+            return Image.fromarray(self._whole.permute(1, 2, 0).contiguous().numpy())
         if self.reduction > 1 and isinstance(self._opened, Image.Image):
             # asks for at least this size, in a mode that the file may not have
             width, height = self._opened.size
@@ -68,12 +79,14 @@ class Picture:
         """(channels, h, w) uint8."""
         if not self.decoding.is_picture:
             return torch.from_numpy(self.decoding.planes(self._opened, self._orientation)).permute(2, 0, 1).contiguous()
+        if self._whole is not None:
+            return self._whole
         levels = np.array(self.image)
         return torch.from_numpy(levels if levels.ndim == 3 else levels[:, :, None]).permute(2, 0, 1)
 
     @property
     def is_reduced(self) -> bool:
-        return self.decoding.is_picture and self.image.size != (self.width, self.height)
+        return self.decoding.is_picture and self._whole is None and self.image.size != (self.width, self.height)
 
 
 def runs_of_equal_size(crops: Sequence[Tensor]) -> list[slice]:
