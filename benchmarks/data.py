@@ -23,9 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import Timing, by_turns, machine, table
 from src.data.datasets import IMAGENET_MEAN, SWAV_STD, FolderImages
-from src.data.loading import ToDevice, ViewDataset, collate
+from src.data.loading import ViewDataset, collate
 from src.data.patches import cut_patches
 from src.data.sampling import Position
+from src.data.to_device import ToDevice
 from src.data.view_sets import multi_crop
 from src.data.views import RandomView
 

@@ -3,9 +3,9 @@
     pip install simplejpeg PyTurboJPEG torchcodec
     python benchmarks/decode.py
 
-PyTurboJPEG wants the system's libturbojpeg as well. All give (h, w, 3) or (3, h, w) uint8 from the file's content; those
-that are not installed are left out. The reduced scale is the one of a crop of a 12-megapixel image that is four or eight
-times as large as its output.
+PyTurboJPEG wants libturbojpeg 3 on the system as well. All give (h, w, 3) or (3, h, w) uint8 from the file's content;
+those that are not installed are left out. The reduced scales are those for crops that are at least eight or sixteen
+times as large as their output.
 """
 
 import argparse
@@ -78,6 +78,10 @@ def decoders() -> dict[str, tuple[Decoder, bool]]:
     return found
 
 
+def all_of(decode: Decoder, contents: list[bytes], reduction: int) -> list[object]:
+    return [decode(content, reduction) for content in contents]
+
+
 def levels(image: object) -> np.ndarray:
     array = np.asarray(image)
     return (np.moveaxis(array, 0, 2) if array.shape[0] == 3 else array).astype(int)
@@ -89,7 +93,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{machine()}, Pillow {Image.__version__}\n")
-    photographs = [Image.open(path).convert("RGB") for path in sorted(glob.glob(str(ROOT / "data/photographs/*.jpg")))[:8]]
+    photographs = [
+        Image.open(path).convert("RGB") for path in sorted(glob.glob(str(ROOT / "data/photographs/*.jpg")))[:8]
+    ]
     for size, reduction in (((500, 375), 1), ((4000, 3000), 1), ((4000, 3000), 4), ((4000, 3000), 8)):
         contents = []
         for photograph in photographs[: 8 if size[0] < 1000 else 2]:
@@ -101,9 +107,13 @@ def main() -> None:
         for name, (decode, reduces) in decoders().items():
             if reduction > 1 and not reduces:
                 continue
-            functions[name] = lambda decode=decode: [decode(content, reduction) for content in contents]  # type: ignore[misc]
-            off = [np.abs(levels(decode(content, reduction)) - levels(pillow(content, reduction))) for content in contents]
-            far[name] = f"at most {max(one.max() for one in off)}, on average {np.mean([one.mean() for one in off]):.2g}"
+            functions[name] = functools.partial(all_of, decode, contents, reduction)
+            off = [
+                np.abs(levels(decode(content, reduction)) - levels(pillow(content, reduction))) for content in contents
+            ]
+            far[name] = (
+                f"at most {max(one.max() for one in off)}, on average {np.mean([one.mean() for one in off]):.2g}"
+            )
         results = by_turns(functions, BASELINE, args.rounds, seconds=0.2)
         print(table(f"{size[0]}x{size[1]} at 1/{reduction}", results, "images/s", len(contents)))
         print("\nLevels from Pillow's: " + "; ".join(f"{name} {text}" for name, text in far.items()) + "\n")

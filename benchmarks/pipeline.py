@@ -30,9 +30,10 @@ from benchmarks.step import RECIPES as STEP_RECIPES
 from benchmarks.step import our_training, plain_step_on
 from benchmarks.timing import machine, wait_for_device
 from src.data.datasets import IMAGENET_MEAN, SWAV_STD, FolderImages, TrainingDataSettings
-from src.data.loading import Batch, ToDevice, ViewDataset, make_loader
+from src.data.loading import Batch, ViewDataset, make_loader
 from src.data.sampling import ResumableBatches
 from src.data.source import Subset
+from src.data.to_device import ToDevice
 from src.data.view_sets import multi_crop
 from src.data.views import RandomView
 

@@ -25,9 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 from src import cli
 from src.data.datasets import FolderImages
-from src.data.loading import ToDevice, ViewDataset, collate, loader_of
+from src.data.loading import ViewDataset, collate, loader_of
 from src.data.patches import cut_patches
 from src.data.sampling import Position
+from src.data.to_device import ToDevice
 from src.data.view_sets import multi_crop
 from src.data.views import CentreView
 from src.engine.monitor import duration, read_log

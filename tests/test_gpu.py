@@ -9,8 +9,9 @@ import torch
 
 from src.checkpoints.store import read_run
 from src.data.datasets import FolderImages
-from src.data.loading import ToDevice, ViewDataset, collate
+from src.data.loading import ViewDataset, collate
 from src.data.sampling import Position
+from src.data.to_device import ToDevice
 from src.data.view_sets import multi_crop
 from src.models.backbones import checkpoint_activations, create_backbone
 from src.parallel import launch

@@ -90,9 +90,19 @@ def _saturated(planes: np.ndarray, factor: float) -> np.ndarray:
         exact -= gray
         exact *= np.float32(factor)
         exact += gray
-        whole = exact.astype(np.int16)
-        out[...] = np.clip(whole, 0, 255, out=whole)
+        out[...] = exact if factor <= 1.0 else _clamped(exact.astype(np.int16), 0, 255)
     return changed
+
+
+def _clamped(numbers: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Numbers (h, w) int16, changed in place. Between two arrays numpy's minimum is ten times as fast as with a number."""
+    np.maximum(numbers, _filled(low, numbers.shape), out=numbers)
+    return np.minimum(numbers, _filled(high, numbers.shape), out=numbers)
+
+
+@functools.lru_cache(maxsize=64)
+def _filled(value: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, value, dtype=np.int16)
 
 
 # ---------------------------------------------------------------------------------------------------- hue
@@ -119,8 +129,7 @@ def _with_shifted_hues(planes: np.ndarray, steps: int) -> np.ndarray:
         # a channel falls from full value as its distance on the circle grows, from a sixth of a turn to two
         distance = angle - np.int16(opposite)
         np.abs(distance, out=distance)
-        np.clip(distance, 255, 510, out=distance)
-        exact = distance.astype(np.float32)
+        exact = _clamped(distance, 255, 510).astype(np.float32)
         exact -= np.float32(510 if channel == 0 else 255)
         exact *= saturation
         changed[channel] = np.add(value, exact, out=exact) if channel == 0 else np.subtract(value, exact, out=exact)

@@ -190,6 +190,12 @@ class TrainingDataSettings(SourceSettings):
     shuffle_window: int = setting(
         16, "how many shards --shuffle shards mixes; twice as many are kept at hand", at_least=1, at_most=1e6
     )
+    cache_images: str = setting(
+        "none",
+        "ram: keep the decoded images in memory, which all processes of a machine share, for data that fits; the results "
+        "are the same",
+        choices=["none", "ram"],
+    )
     augment_on: str = setting(
         "auto",
         "where colours are changed: image by image in the loader's workers, or a batch at a time on the device (the "

@@ -9,10 +9,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode
-from torchvision.io import decode_jpeg as _decode_jpeg
 
 from ..errors import UserError
+
+try:  # it may go from torchvision, which points to torchcodec
+    from torchvision.io import decode_jpeg as _decode_jpeg
+except ImportError:
+    try:
+        from torchcodec.decoders import decode_jpeg as _decode_jpeg  # type: ignore[attr-defined]
+    except ImportError:
+        _decode_jpeg = None
 
 # Black and white of images with more than 8 bits, by Pillow's mode or numpy's type, unless --value_range says otherwise
 RANGES = {
@@ -172,14 +178,14 @@ def decode_jpeg(image: Opened) -> Tensor | None:
 
     The levels are Pillow's, since both are libjpeg-turbo, in little more than half the time (``benchmarks/decode.py``).
     """
-    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("JPEG", "MPO") or image.mode != "RGB":
+    if _decode_jpeg is None or not isinstance(image, ImageFile.ImageFile) or image.fp is None:
         return None
-    if image.fp is None:
+    if image.format not in ("JPEG", "MPO") or image.mode != "RGB":
         return None
     image.fp.seek(0)
     content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
     try:
-        return _decode_jpeg(content, ImageReadMode.RGB)
+        return _decode_jpeg(content)
     except RuntimeError:  # a damaged file, or a torchvision without libjpeg: Pillow decides
         return None
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..parallel import collectives
 from .augment import PackedDraws, apply_to_batch, apply_to_image, pack
+from .image_cache import ImageCache
 from .order import Order, ShardOrder
 from .source import ImageSource, read_ahead
 from .draws import Draw, keyed_generator, without_colours
@@ -117,8 +118,9 @@ class ViewDataset(Dataset[Sample]):
         colours_on_device: bool = False,
         replace: bool = True,
         order: Order | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
-        self.source = source
+        self.source, self.cache = source, cache
         self.order = order
         self.views_of = views if callable(views) else lambda epoch: views
         self.seed = seed
@@ -154,22 +156,35 @@ class ViewDataset(Dataset[Sample]):
 
     def _decode(self, epoch: int, index: int, views: Sequence[View]) -> tuple[Picture, list[Draw | None]]:
         """The decoded image and what was drawn for its views; raises Unreadable whatever the decoder raises."""
+        decoding = self.source.decoding
+        kept = None if self.cache is None else self.cache.get(index)
+        if kept is not None:
+            picture = Picture.of_pixels(kept, decoding)
+            draws = self._draw(epoch, index, views, picture)
+            if _reduction(views, draws) == 1:
+                return picture, draws
         try:
             with self.source.open(index) as opened:
-                picture = Picture(opened, self.source.decoding)
-                draws = [
-                    view.draw(keyed_generator(self.seed, epoch, index, number), picture.width, picture.height)
-                    for number, view in enumerate(views)
-                ]
-                picture.reduction = min(view.reduction(draw) for view, draw in zip(views, draws, strict=True))
+                picture = Picture(opened, decoding)
+                draws = self._draw(epoch, index, views, picture)
+                picture.reduction = _reduction(views, draws)
                 picture.load()
+                if self.cache is not None and picture.reduction == 1:
+                    self.cache.put(index, picture.pixels)
         except UserError as error:
             raise UserError(f"{self.source.name(index)}: {error}") from None
         except Exception as error:  # decoders and their plugins raise what they like
             raise Unreadable(f"{self.source.name(index)} ({first_line(error)})") from None
+        return picture, draws
+
+    def _draw(self, epoch: int, index: int, views: Sequence[View], picture: Picture) -> list[Draw | None]:
+        draws = [
+            view.draw(keyed_generator(self.seed, epoch, index, number), picture.width, picture.height)
+            for number, view in enumerate(views)
+        ]
         if self.source.decoding.channels != 3:
             draws = [None if draw is None else without_colours(draw) for draw in draws]
-        return picture, draws
+        return draws
 
     def _next_readable(
         self, position: Position
@@ -185,6 +200,11 @@ class ViewDataset(Dataset[Sample]):
                     return None, index, unreadable
                 index = (index + 1) % len(self)
         raise UserError(f"{len(unreadable)} images in a row could not be read, the first: {unreadable[0]}")
+
+
+def _reduction(views: Sequence[View], draws: Sequence[Draw | None]) -> int:
+    """At which fraction of its scale an image may be decoded for all of its views."""
+    return min(view.reduction(draw) for view, draw in zip(views, draws, strict=True))
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -260,57 +280,6 @@ def make_loader(
         generator=torch.Generator(),
         worker_init_fn=_prepare_worker,
     )
-
-
-class ToDevice:
-    """Moves a batch to the device as uint8, changes the colours there if workers left that to it, and normalises.
-
-    On a GPU this runs on a stream of its own, beside the training step that the host has already queued.
-
-    Args:
-        device: the batches'.
-        mean, std: of each channel, of levels scaled to [0, 1].
-    """
-
-    def __init__(self, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.device = device
-        self.mean, self.std = tuple(mean), tuple(std)
-        self._scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(-1, 1, 1).to(device)
-        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1).to(device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def __call__(self, batch: Batch) -> Batch:
-        if self._stream is None:
-            return self._prepare(batch)
-        # the host runs ahead of the device: while that is at the step before, this stream readies the next batch
-        with torch.cuda.stream(self._stream):
-            ready = self._prepare(batch)
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self._stream)
-
-        def used_here(tensor: Tensor) -> Tensor:
-            tensor.record_stream(current)  # its memory is not given to the side stream again before we are done
-            return tensor
-
-        return ready.each(used_here)
-
-    def _prepare(self, batch: Batch) -> Batch:
-        batch = batch.to(self.device)
-        crops: list[Tensor] = []
-        for number, run in enumerate(runs_of_equal_size(batch.crops)):
-            images = torch.cat(batch.crops[run])
-            if batch.draws is not None:
-                images = apply_to_batch(images, batch.draws[number])
-            crops += self.normalize(images).split(len(batch))
-        return replace(batch, crops=crops, draws=None)
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Levels (n, 3, h, w), uint8 or float32 -> float32, scaled to [0, 1] and standardised by channel.
-
-        In the channels-last layout, in which convolutions are faster on GPUs and CPUs alike.
-        """
-        images = images.to(torch.float32, memory_format=torch.channels_last)
-        return torch.addcmul(self._shift, images, self._scale)
 
 
 def loader_of(

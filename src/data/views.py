@@ -50,6 +50,15 @@ class Picture:
         self.reduction = 1
         self._opened = image
 
+    @classmethod
+    def of_pixels(cls, pixels: Tensor, decoding: Decoding) -> "Picture":
+        """One that is decoded, and turned, already: (channels, h, w) uint8."""
+        picture = cls.__new__(cls)
+        picture.decoding, picture.reduction = decoding, 1
+        picture.height, picture.width = pixels.shape[1:]
+        picture.__dict__["_whole"] = pixels if decoding.is_picture else pixels.contiguous()
+        return picture
+
     def load(self) -> None:
         """Decodes; raises whatever the decoder does."""
         if self._whole is None:
@@ -67,7 +76,8 @@ class Picture:
     def image(self) -> Image.Image:
         """RGB (or grey, for one channel), at the reduced scale."""
         if self._whole is not None:
-            return Image.fromarray(self._whole.permute(1, 2, 0).contiguous().numpy())
+            levels = self._whole.permute(1, 2, 0).contiguous().numpy()
+            return Image.fromarray(levels if self.decoding.channels == 3 else levels[:, :, 0])
         if self.reduction > 1 and isinstance(self._opened, Image.Image):
             # asks for at least this size, in a mode that the file may not have
             width, height = self._opened.size
@@ -77,10 +87,10 @@ class Picture:
     @cached_property
     def pixels(self) -> Tensor:
         """(channels, h, w) uint8."""
-        if not self.decoding.is_picture:
-            return torch.from_numpy(self.decoding.planes(self._opened, self._orientation)).permute(2, 0, 1).contiguous()
         if self._whole is not None:
             return self._whole
+        if not self.decoding.is_picture:
+            return torch.from_numpy(self.decoding.planes(self._opened, self._orientation)).permute(2, 0, 1).contiguous()
         levels = np.array(self.image)
         return torch.from_numpy(levels if levels.ndim == 3 else levels[:, :, None]).permute(2, 0, 1)
 

@@ -6,8 +6,9 @@ Shape suffixes: N = images, K = clusters, C = classes.
 import torch
 from torch import Tensor, nn
 
-from ..data.loading import ToDevice, loader_of
+from ..data.loading import loader_of
 from ..data.source import ImageSource
+from ..data.to_device import ToDevice
 from ..data.views import View
 from .features import Features, extract_features
 

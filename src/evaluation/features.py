@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.loading import Batch, Sample, ToDevice
+from ..data.loading import Batch, Sample
 from ..data.sampling import Position
+from ..data.to_device import ToDevice
 from ..engine.monitor import progress_bar
 from ..errors import UserError
 from ..parallel import collectives

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.loading import ToDevice, loader_of
+from ..data.loading import loader_of
 from ..data.source import ImageSource, as_classes_of, labelled
+from ..data.to_device import ToDevice
 from ..data.views import CentreView, View
 from ..errors import UserError
 from ..parallel import collectives

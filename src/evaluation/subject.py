@@ -18,10 +18,10 @@ from ..data.datasets import (
     usual,
 )
 from ..data.decoding import Decoding
-from ..data.loading import ToDevice
 from ..data.small_sets import bicubic_evaluation
 from ..data.source import ImageSource
 from ..data.splits import name_of_data
+from ..data.to_device import ToDevice
 from ..data.views import CentreView
 from ..models.backbones import STEMS, BackboneSpec, feature_width
 from ..models.pretrained import Hints, Pretrained, load_backbone, name_of_weights, random_backbone

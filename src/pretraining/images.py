@@ -1,15 +1,18 @@
 """What a pre-training is shown: which images, and in which order."""
 
+import uuid
 from pathlib import Path
 
 import numpy as np
 
 from ..data.datasets import How, TrainingDataSettings, open_images
+from ..data.image_cache import ImageCache, room_for
 from ..data.mixture import Mixture
 from ..data.order import KeyedOrder, Order, ShardOrder, TorchOrder, WeightedOrder
 from ..data.source import ImageSource, first_images, require_labels, storage_ends
 from ..data.splits import find_training
 from ..errors import UserError
+from ..parallel import collectives
 
 
 def open_training(data: TrainingDataSettings, train_path: str | Path, how: How) -> ImageSource:
@@ -42,6 +45,18 @@ def used_of(data: TrainingDataSettings, source: ImageSource, train_path: str | P
     if data.balanced:
         require_labels(source, train_path)
     return first_images(source, data.size_dataset)
+
+
+def cache_of(data: TrainingDataSettings, images: ImageSource) -> ImageCache | None:
+    """The memory for decoded images, if they are to be kept; with several processes, all must call."""
+    if data.cache_images == "none":
+        return None
+    name = collectives.broadcast_object(f"ssl-vision-{uuid.uuid4().hex}")
+    room = min(collectives.gather_everywhere(room_for(images)))  # the same size in all processes
+    cache = ImageCache(name, len(images), room)
+    collectives.barrier()
+    cache.forget_name()
+    return cache
 
 
 def order_of(data: TrainingDataSettings, images: ImageSource, seed: int) -> Order:

@@ -15,11 +15,12 @@ from ..cli import Call
 from ..clock import Clock
 from ..data.datasets import How, check_channels, open_images, open_labelled
 from ..data.fingerprint import agreed_fingerprint
-from ..data.loading import Batch, ToDevice, ViewDataset, Views, make_loader
+from ..data.loading import Batch, ViewDataset, Views, make_loader
 from ..data.sampling import ResumableBatches
 from ..data.small_sets import bicubic_evaluation
 from ..data.source import ImageSource, evenly_spread, require_labels
 from ..data.splits import find_val_beside, is_own
+from ..data.to_device import ToDevice
 from ..data.views import CentreView
 from ..engine.alone import alone_in
 from ..engine.judging import Evaluation
@@ -34,7 +35,7 @@ from ..models.backbones import checkpoint_activations, residual_blocks
 from ..parallel import launch
 from ..parallel.sharding import shard
 from ..settings import flat
-from .images import open_training, order_of, used_of
+from .images import cache_of, open_training, order_of, used_of
 from .settings import PretrainingSettings
 
 S = TypeVar("S", bound=PretrainingSettings)
@@ -113,8 +114,10 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
     steps_per_epoch = len(batches) // plan.accumulate
     if steps_per_epoch == 0:
         raise UserError(f"--accumulate {plan.accumulate}: an epoch has only {len(batches)} batches")
+    on_device = data.colours_on(world.device)
+    cache = cache_of(data, images)
     loader = make_loader(
-        ViewDataset(images, views, settings.run.seed, colours_on_device=data.colours_on(world.device), order=order),
+        ViewDataset(images, views, settings.run.seed, colours_on_device=on_device, order=order, cache=cache),
         batches,
         workers=data.workers,
         pin_memory=world.device.type == "cuda",

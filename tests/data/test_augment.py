@@ -8,7 +8,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from src.data.augment import PackedDraws, apply_to_batch, apply_to_image, pack
 from src.data.draws import BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, SATURATION, Draw, keyed_generator
-from src.data.loading import ToDevice, ViewDataset, collate
+from src.data.loading import ViewDataset, collate
+from src.data.to_device import ToDevice
 from src.data.sampling import Position
 from src.data.datasets import FolderImages
 from src.data.view_sets import multi_crop

@@ -6,7 +6,8 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from src.data.datasets import FolderImages
-from src.data.loading import MAX_UNREADABLE_IN_A_ROW, ToDevice, ViewDataset, make_loader
+from src.data.loading import MAX_UNREADABLE_IN_A_ROW, ViewDataset, make_loader
+from src.data.to_device import ToDevice
 from src.data.sampling import Position, ResumableBatches, SequentialBatches
 from src.data.view_sets import multi_crop
 from src.errors import UserError

@@ -8,7 +8,8 @@ import torch
 
 from src.data.datasets import FolderImages
 from src.data.draws import GRAYSCALE, keyed_generator
-from src.data.loading import ToDevice, ViewDataset, make_loader
+from src.data.loading import ViewDataset, make_loader
+from src.data.to_device import ToDevice
 from src.data.sampling import Position
 from src.data.randaugment import RandAugmentView, seeded
 from src.data.view_sets import moco, twist

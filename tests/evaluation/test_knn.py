@@ -7,7 +7,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from src.data.datasets import FolderImages
-from src.data.loading import ToDevice, loader_of
+from src.data.loading import loader_of
+from src.data.to_device import ToDevice
 from src.data.views import CentreView, Picture
 from src.errors import UserError
 from src.evaluation.features import extract_features

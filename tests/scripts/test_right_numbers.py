@@ -14,7 +14,8 @@ from torch import nn
 from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
 from src.data.folder import FolderImages
-from src.data.loading import ToDevice, loader_of
+from src.data.loading import loader_of
+from src.data.to_device import ToDevice
 from src.data.views import CentreView
 from src.evaluation.features import extract_features
 from src.evaluation.knn import knn_predict, nearest_majority, top_k_accuracy
