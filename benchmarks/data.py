@@ -9,6 +9,7 @@ colours left to the device the worker only decodes, crops, resizes and flips, an
 
 import argparse
 import itertools
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,12 +18,15 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import Timing, by_turns, machine, table
 from src.data.datasets import IMAGENET_MEAN, SWAV_STD, FolderImages
+from src.data.image_cache import ImageCache
 from src.data.loading import ViewDataset, collate
 from src.data.patches import cut_patches
 from src.data.sampling import Position
@@ -73,6 +77,21 @@ def paper_transform(view: RandomView) -> transforms.Compose:
     )
 
 
+def torchvision_v2(view: RandomView) -> v2.Compose:
+    """The same on uint8 tensors, as torchvision advises today."""
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(view.size, scale=view.scale, antialias=True),
+            v2.RandomHorizontalFlip(view.flip),
+            v2.RandomApply([v2.ColorJitter(*view.jitter)], view.jitter_probability),
+            v2.RandomGrayscale(view.grayscale),
+            v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], view.blur),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, SWAV_STD),
+        ]
+    )
+
+
 def write_images(folder: Path, size: tuple[int, int] | None) -> FolderImages:
     """JPEGs of the given size from the photographs, or the quickstart's patches."""
     photographs = ROOT / "data" / "photographs"
@@ -88,19 +107,32 @@ def write_images(folder: Path, size: tuple[int, int] | None) -> FolderImages:
 
 def contestants(source: FolderImages, views: Sequence[RandomView], peer: bool) -> dict[str, Callable[[], object]]:
     chains = [paper_transform(view) for view in views]
-    numbers = {name: itertools.count() for name in ("paper", "worker", "device", "peer")}
+    numbers = {name: itertools.count() for name in ("paper", "v2", "worker", "device", "cached", "peer")}
+    chains_v2 = [torchvision_v2(view) for view in views]
 
     def paper() -> list[torch.Tensor]:
         with Image.open(source.name(next(numbers["paper"]) % len(source))) as opened:
             image = opened.convert("RGB")
         return [chain(image) for chain in chains]
 
+    def tensors() -> list[torch.Tensor]:
+        image = decode_image(source.name(next(numbers["v2"]) % len(source)), ImageReadMode.RGB)
+        return [chain(image) for chain in chains_v2]
+
+    cache = ImageCache(f"ssl-vision-benchmark-{os.getpid()}", len(source), 4_000_000_000)
+    cache.forget_name()
+    filling = ViewDataset(source, views, cache=cache)
+    for index in range(len(source)):
+        _ = filling[Position(0, index)]
+
     def ours(dataset: ViewDataset, name: str) -> Callable[[], object]:
         return lambda: dataset[Position(0, next(numbers[name]) % len(source))]
 
     found = {
-        "torchvision transforms in the worker (baseline)": paper,
+        "the paper's torchvision transforms (baseline)": paper,
+        "torchvision's transforms.v2 on tensors": tensors,
         "colours in the worker": ours(ViewDataset(source, views), "worker"),
+        "the same, `--cache_images ram`": ours(ViewDataset(source, views, cache=cache), "cached"),
         "colours left to the device": ours(ViewDataset(source, views, colours_on_device=True), "device"),
     }
     if peer:
@@ -161,7 +193,7 @@ def main() -> None:
             source = write_images(Path(folder) / "images", size)
             functions = contestants(source, views, args.peer and recipe != "small")
             results = by_turns(functions, next(iter(functions)), args.rounds, seconds=0.5)
-            print(table(f"{recipe}: worker, one core", results, "images/s", 1.0) + "\n")
+            print(table(f"{recipe}: worker, one core", results, "images/s", 1.0, cpu=True) + "\n")
             part = device_part(source, views, args.batch_size, args.device)
             title = f"{recipe}: on the device ({args.device}), batch of {args.batch_size}"
             print(table(title, part, "images/s", args.batch_size) + "\n")

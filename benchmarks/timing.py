@@ -17,6 +17,7 @@ class Timing:
     seconds: float
     speedup: float
     spread: tuple[float, float]  # the quartiles of the speedup
+    cpu: float  # seconds of all threads of this process
 
 
 def by_turns(
@@ -32,18 +33,21 @@ def by_turns(
         wait_for_device()
         calls[name] = max(1, round(seconds / max(time.perf_counter() - started, 1e-6)))
     measured: dict[str, list[float]] = {name: [] for name in contestants}
+    on_cpu: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, function in contestants.items():
-            started = time.perf_counter()
+            started, cpu_before = time.perf_counter(), time.process_time()
             for _ in range(calls[name]):
                 function()
             wait_for_device()
+            on_cpu[name].append((time.process_time() - cpu_before) / calls[name])
             measured[name].append((time.perf_counter() - started) / calls[name])
     results = {}
     for name, times in measured.items():
         ratios = [base / own for base, own in zip(measured[baseline], times, strict=True)]
         quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-        results[name] = Timing(statistics.median(times), statistics.median(ratios), (quartiles[0], quartiles[2]))
+        cpu = statistics.median(on_cpu[name])
+        results[name] = Timing(statistics.median(times), statistics.median(ratios), (quartiles[0], quartiles[2]), cpu)
     return results
 
 
@@ -70,11 +74,17 @@ def machine() -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
-def table(title: str, results: dict[str, Timing], unit: str, per_call: float) -> str:
-    """A Markdown table. ``per_call`` / seconds is the rate in ``unit``; with per_call 0, milliseconds."""
+def table(title: str, results: dict[str, Timing], unit: str, per_call: float, cpu: bool = False) -> str:
+    """A Markdown table. ``per_call`` / seconds is the rate in ``unit``; with per_call 0, milliseconds.
+
+    With ``cpu`` also the processor time of a call.
+    """
     lines = [f"| {title} | {unit if per_call else 'ms'} | times the baseline | quartiles |", "|---|---|---|---|"]
+    if cpu:
+        lines = [lines[0] + " CPU ms each |", lines[1] + "---|"]
     for name, timing in results.items():
         value = per_call / timing.seconds if per_call else 1e3 * timing.seconds
         low, high = timing.spread
-        lines.append(f"| {name} | {value:.4g} | {timing.speedup:.2f} | {low:.2f} to {high:.2f} |")
+        line = f"| {name} | {value:.4g} | {timing.speedup:.2f} | {low:.2f} to {high:.2f} |"
+        lines.append(line + f" {1e3 * timing.cpu:.3g} |" if cpu else line)
     return "\n".join(lines)
