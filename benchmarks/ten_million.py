@@ -1,4 +1,4 @@
-"""A run on ten million images: how long it takes to start, whether it resumes exactly, and whether its memory stays flat.
+"""A run on ten million images: how long it takes to start, whether it resumes exactly, whether its memory stays flat.
 
     python benchmarks/ten_million.py [--shards 10000] [--workers 2]
 
@@ -32,7 +32,8 @@ from src.data.shard_index import LISTING, read_index
 
 PER_SHARD = 1000
 NETWORK = "--arch resnet18 --width 0.0625 --stem small --size_crops 16 --nmb_crops 2 --min_scale_crops 0.3"
-METHOD = "--max_scale_crops 1 --nmb_prototypes 20 --hidden_mlp 32 --feat_dim 16 --batch_size 32 --epochs 1 --log_every 10"
+METHOD = "--max_scale_crops 1 --nmb_prototypes 20 --hidden_mlp 32 --feat_dim 16 --batch_size 32 --base_lr 0.05"
+SHORT = "--epochs 1 --log_every 10"
 
 
 def make_shards(folder: Path, count: int) -> str:
@@ -106,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -117,7 +118,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|")
         for order in ("keyed", "shards"):
             common = f"--dataset webdataset --data_path {pattern} --shuffle {order} --workers {args.workers}"
-            common += f" --index_cache {folder}/index-{order} {NETWORK} {METHOD}"
+            common += f" --index_cache {folder}/index-{order} {NETWORK} {METHOD} {SHORT}"
             whole = Watched([*common.split(), "--dump_path", f"{folder}/{order}-a", "--max_steps", str(args.steps)])
             halves = [
                 Watched([*common.split(), "--dump_path", f"{folder}/{order}-b", "--max_steps", str(steps)])

@@ -52,8 +52,7 @@ class ResumableBatches:
         self.order = order or TorchOrder(num_images, seed)
         self.drop_last, self.drop_single = drop_last, drop_single
         self.per_rank = -(-num_images // world_size)
-        self.epoch = 0
-        self.first_batch = 0
+        self.seek(0)
         if len(self) == 0:
             raise UserError(
                 f"{num_images} images do not fill one batch of {batch_size} on each of {world_size} processes; "
@@ -64,13 +63,23 @@ class ResumableBatches:
         full, rest = divmod(self.per_rank, self.batch_size)
         return full + (not self.drop_last and rest > int(self.drop_single))
 
-    def seek(self, epoch: int, first_batch: int = 0) -> None:
-        """The next iteration runs through ``epoch`` from its batch ``first_batch`` on."""
-        self.epoch, self.first_batch = epoch, first_batch
+    def seek(self, epoch: int, first_batch: int = 0, *, epochs: int = 1, per_epoch: int | None = None) -> None:
+        """The next iteration runs through ``epoch`` from its batch ``first_batch`` on.
+
+        Args:
+            epoch, first_batch: where it starts.
+            epochs: how many it runs through.
+            per_epoch: batches of each epoch, if not all.
+        """
+        self.epoch, self.first_batch, self.epochs, self.per_epoch = epoch, first_batch, epochs, per_epoch
 
     def __iter__(self) -> Iterator[list[Position]]:
-        epoch = self.epoch
-        for batch in range(self.first_batch, len(self)):
+        first_epoch, first_batch, per_epoch = self.epoch, self.first_batch, self.per_epoch or len(self)
+        for epoch in range(first_epoch, first_epoch + self.epochs):
+            yield from self._batches(epoch, range(first_batch if epoch == first_epoch else 0, per_epoch))
+
+    def _batches(self, epoch: int, batches: range) -> Iterator[list[Position]]:
+        for batch in batches:
             mine = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, self.per_rank))
             chosen = self.order.images(epoch, (self.rank + self.world_size * mine) % self.num_images)
             yield [Position(epoch, index) for index in chosen.tolist()]

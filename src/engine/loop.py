@@ -108,6 +108,7 @@ class Training:
         self._bad_steps = torch.zeros((), device=self.device)
         self._unreadable: set[str] = set()
         self._saved_step = -1
+        self._stream: Iterator[Batch] | None = None
         self._interval = Interval()
 
     # ------------------------------------------------------------------------------------------------ the run
@@ -136,6 +137,7 @@ class Training:
         Raises Diverged when the loss stops being finite; no checkpoint is written after that happened.
         """
         self.monitor.start_bar(self.clock, self.last_step)
+        self._stream = None
         with StopSignal() as stop, collected_between_steps():
             try:
                 stopped = self._epochs(stop)
@@ -195,12 +197,10 @@ class Training:
         self.method.train()
         with stop.interruptible():
             self.method.before_epoch(clock)
-        self.batches.seek(clock.epoch, clock.step_in_epoch * self.accumulate)
-        loader = iter(self.loader)
         steps_left = min(clock.steps_per_epoch - clock.step_in_epoch, self.last_step - clock.step)
         for remaining in range(steps_left - 1, -1, -1):
             waiting = time.perf_counter()
-            parts = self._next_parts(loader, stop)
+            parts = self._next_parts(stop)
             if not parts:
                 agreement.finish()
                 return True
@@ -228,11 +228,19 @@ class Training:
                     self._save(epoch_finished=False)
         return False
 
-    def _next_parts(self, loader: Iterator[Batch], stop: StopSignal) -> list[Batch]:
+    def _all_batches(self) -> Iterator[Batch]:
+        """The batches from here to the run's end, in one iteration, so that workers go on at an epoch's end."""
+        clock = self.clock
+        per_epoch, first = (steps * self.accumulate for steps in (clock.steps_per_epoch, clock.step_in_epoch))
+        self.batches.seek(clock.epoch, first, epochs=clock.epochs - clock.epoch, per_epoch=per_epoch)
+        return iter(self.loader)
+
+    def _next_parts(self, stop: StopSignal) -> list[Batch]:
         """The batches of a step; none when a signal has come and no data does."""
         try:
             with stop.interruptible(patience=3.0):
-                return list(itertools.islice(loader, self.accumulate))
+                self._stream = self._stream or self._all_batches()
+                return list(itertools.islice(self._stream, self.accumulate))
         except Stopped:
             if collectives.world_size() > 1:
                 raise  # the others may be in the middle of a step that this rank cannot join
