@@ -1,6 +1,7 @@
 """Where the lists of large sources are kept: made once, then mapped into the memory of every process."""
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -79,10 +80,14 @@ class IndexCache:
         made.meta |= {"of": list(of), "settled": newest / 1e9 < started - SETTLED}
         try:
             made.save(place)
-            return PackedIndex.load(place)  # mapped: memory that the system can take back, and processes share
+            found = PackedIndex.load(place)  # mapped: memory that the system can take back, and processes share
         except OSError as error:
             print(f"note: the list of images is not kept in {self.folder}: {error.strerror}", file=sys.stderr)
             return made
+        del made
+        with contextlib.suppress(OSError, AttributeError):  # glibc keeps what it could give back to the system
+            ctypes.CDLL(None).malloc_trim(0)
+        return found
 
 
 def _first_alone(call: Callable[[], T]) -> T:
