@@ -75,7 +75,7 @@ def _gray(planes: np.ndarray) -> np.ndarray:
 
 
 def _mean(gray: np.ndarray) -> int:
-    return int(gray.sum(dtype=np.uint32) / gray.size + 0.5)
+    return int(gray.sum(dtype=np.uint64) / gray.size + 0.5)
 
 
 def _grayscale(planes: np.ndarray) -> np.ndarray:
@@ -96,13 +96,20 @@ def _saturated(planes: np.ndarray, factor: float) -> np.ndarray:
 
 def _clamped(numbers: np.ndarray, low: int, high: int) -> np.ndarray:
     """Numbers (h, w) int16, changed in place. Between two arrays numpy's minimum is ten times as fast as with a number."""
-    np.maximum(numbers, _filled(low, numbers.shape), out=numbers)
-    return np.minimum(numbers, _filled(high, numbers.shape), out=numbers)
+    height, width = numbers.shape
+    np.maximum(numbers, _filled(low, (height, width)), out=numbers)
+    return np.minimum(numbers, _filled(high, (height, width)), out=numbers)
 
 
-@functools.lru_cache(maxsize=64)
-def _filled(value: int, shape: tuple[int, ...]) -> np.ndarray:
-    return np.full(shape, value, dtype=np.int16)
+_FILLED: dict[int, np.ndarray] = {}
+
+
+def _filled(value: int, shape: tuple[int, int]) -> np.ndarray:
+    """An array of one value, cut from one that is kept."""
+    size = shape[0] * shape[1]
+    if value not in _FILLED or len(_FILLED[value]) < size:
+        _FILLED[value] = np.full(size, value, dtype=np.int16)
+    return _FILLED[value][:size].reshape(shape)
 
 
 # ---------------------------------------------------------------------------------------------------- hue

@@ -4,7 +4,7 @@ Of a set of one's own (a folder, an LMDB file, shards) a path is one split; a na
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ class How:
         cache: where lists of large sources are kept.
         path_column, label_column: of tables; "" looks for the usual names.
         run_pipes: whether the commands of shards with ``pipe:`` are run.
-        shard_cache_gb, shards_at_hand: of shards on servers; see :class:`ShardImages`.
+        shard_cache_gb: of shards on servers; see :class:`ShardImages`.
     """
 
     decoding: Decoding = Decoding()
@@ -54,7 +54,6 @@ class How:
     label_column: str = ""
     run_pipes: bool = False
     shard_cache_gb: float | None = None
-    shards_at_hand: int = 0
 
 
 def _open_folder(path: str, how: How) -> ImageSource:
@@ -68,11 +67,7 @@ OWN_SETS: dict[str, Callable[[str, How], ImageSource]] = {
     "array": lambda path, how: ArrayImages(path, how.path_column, how.label_column),
     "hf": lambda path, how: HuggingFaceImages(path, how.path_column, how.label_column),
     "webdataset": lambda path, how: ShardImages(
-        path,
-        index_cache=how.cache,
-        run_pipes=how.run_pipes,
-        cache_gb=how.shard_cache_gb,
-        at_hand=how.shards_at_hand,
+        path, index_cache=how.cache, run_pipes=how.run_pipes, cache_gb=how.shard_cache_gb
     ),
     "in100": _open_folder,  # ImageNet-100, for which CW-RGP has settings of its own
 }
@@ -210,10 +205,6 @@ class TrainingDataSettings(SourceSettings):
         if self.shuffle == "auto":
             return "torch" if images <= MANY else "keyed"
         return f"shards {self.shuffle_window}" if self.shuffle == "shards" else self.shuffle
-
-    def how(self, decoding: Decoding, dump_path: str | Path) -> How:
-        at_hand = 2 * self.shuffle_window if self.shuffle == "shards" else 0
-        return replace(super().how(decoding, dump_path), shards_at_hand=at_hand)
 
     def colours_on(self, device: torch.device) -> bool:
         """Whether colours are changed on this device, and not in the workers."""

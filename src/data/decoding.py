@@ -185,9 +185,11 @@ def decode_jpeg(image: Opened) -> Tensor | None:
     image.fp.seek(0)
     content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
     try:
-        return _decode_jpeg(content)
+        pixels: Tensor = _decode_jpeg(content)
     except RuntimeError:  # a damaged file, or a torchvision without libjpeg: Pillow decides
         return None
+    # not so where it was opened at a reduced scale, or at another picture of the file
+    return pixels if pixels.shape == (3, image.height, image.width) and image.tell() == 0 else None
 
 
 def turned_pixels(pixels: Tensor, orientation: int) -> Tensor:

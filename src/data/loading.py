@@ -169,12 +169,12 @@ class ViewDataset(Dataset[Sample]):
                 draws = self._draw(epoch, index, views, picture)
                 picture.reduction = _reduction(views, draws)
                 picture.load()
-                if self.cache is not None and picture.reduction == 1:
-                    self.cache.put(index, picture.pixels)
         except UserError as error:
             raise UserError(f"{self.source.name(index)}: {error}") from None
         except Exception as error:  # decoders and their plugins raise what they like
             raise Unreadable(f"{self.source.name(index)} ({first_line(error)})") from None
+        if self.cache is not None and picture.reduction == 1:
+            self.cache.put(index, picture.pixels)
         return picture, draws
 
     def _draw(self, epoch: int, index: int, views: Sequence[View], picture: Picture) -> list[Draw | None]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .decoding import Opened
 from .fingerprint import list_digest_of
-from .source import ImageSource, read_ahead, storage_ends, unite_classes
+from .source import ImageSource, read_ahead, storage_ends, storage_sizes, unite_classes
 
 
 class Mixture:
@@ -45,6 +45,10 @@ class Mixture:
     def read_ahead(self, images: Sequence[int], soon: Sequence[int]) -> None:
         for source, part in zip(self._sources, self.parts, strict=True):
             read_ahead(source, *([index - part.start for index in some if index in part] for some in (images, soon)))
+
+    @property
+    def storage_sizes(self) -> np.ndarray:
+        return np.concatenate([storage_sizes(source) for source in self._sources])
 
     @property
     def storage_ends(self) -> np.ndarray | None:

@@ -35,8 +35,8 @@ class ShardIndex(NamedTuple):
 def read_index(shard: str | RemoteShard) -> ShardIndex:
     """The members of a shard, from the list beside it if that is the shard's, else by scanning it.
 
-    Only the headers of a shard on a server are read, as far as they do not lie closely. Raises UserError for what is no
-    whole tar file.
+    Of a shard on a server nearly everything is read, as what lies between the headers of files below some megabytes comes
+    along. Raises UserError for what is no whole tar file.
     """
     where, size = shard[:2] if isinstance(shard, RemoteShard) else (shard, os.path.getsize(shard))
     with contextlib.suppress(Exception):  # there is none, or none that is any use: damaged files make numpy raise all kinds
@@ -65,13 +65,16 @@ def read_index(shard: str | RemoteShard) -> ShardIndex:
 def _kept(shard: str | RemoteShard) -> ShardIndex | None:
     """The list beside a shard; None for one that may be another shard's."""
     if isinstance(shard, RemoteShard):
+        times = [remote.state(url).changed for url in (shard.url + LISTING, shard.url)]
+        if times[0] is None or times[1] is None or times[0] < times[1]:
+            return None
         listing: Any = io.BytesIO(remote.read(shard.url + LISTING))
     else:
         listing = shard + LISTING
         if os.stat(listing).st_mtime_ns < os.stat(shard).st_mtime_ns:
             return None
     with np.load(listing, allow_pickle=False) as columns:
-        if isinstance(shard, RemoteShard) and int(columns[_BYTES]) != shard.size:
+        if _BYTES in columns and int(columns[_BYTES]) != (shard.size if isinstance(shard, RemoteShard) else os.path.getsize(shard)):
             return None
         return ShardIndex(*(columns[name] for name in ShardIndex._fields))
 

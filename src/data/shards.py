@@ -11,11 +11,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -25,13 +24,10 @@ from .decoding import Decoding, Opened, open_encoded
 from .index_cache import IndexCache, states_of
 from .packed import PackedIndex, Packer
 from .remote import Part, ReadAhead
-from .shard_cache import RemoteShard, ShardCache, name_of_copy
+from .shard_cache import RemoteShard, ShardCache, bounded_cache, name_of_copy
 from .shard_index import ShardIndex, read_index
 from ..errors import UserError, first_line
 from ..checkpoints.files import write_atomically
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 CACHE_VARIABLE = "SSL_SHARD_CACHE"
 _BOUNDED = "bounded"  # the copies that may go lie apart from those that stay
@@ -49,10 +45,10 @@ class ShardImages:
         run_pipes: whether the commands of ``pipe:`` are run; without it they are refused.
         cache_gb: remote shards are read image by image, and copies of them take so much (10^9 bytes); None copies all
             of them before the start.
-        at_hand: shards that are needed at the same time, for which there must be room; 0 if there need not.
 
     Attributes:
         storage_ends: (shards,) where the images of each shard end.
+        storage_sizes: (shards,) bytes of each shard that lies on a server, 0 for others.
     """
 
     decoding = Decoding()
@@ -65,7 +61,6 @@ class ShardImages:
         index_cache: IndexCache | None = None,
         run_pipes: bool = False,
         cache_gb: float | None = None,
-        at_hand: int = 0,
     ) -> None:
         default = os.environ.get(CACHE_VARIABLE, "~/.cache/ssl-vision-training/shards")
         folder = Path(cache or default).expanduser()
@@ -74,11 +69,11 @@ class ShardImages:
         pipes = [shard for shard in shards if shard.startswith("pipe:")]
         if pipes and not run_pipes:
             raise UserError(f"{pipes[0]} would run a command on this machine: say --run_pipes if you trust it")
-        self._ahead, self._cache = ReadAhead(), ShardCache(folder / _BOUNDED, int((cache_gb or 0) * 1e9))
+        self._ahead, self._cache = ReadAhead(), bounded_cache(folder / _BOUNDED, int((cache_gb or 0) * 1e9))
         have = partial(_local_copy, folder=folder) if cache_gb is None else _asked
-        self._shards: list[str | RemoteShard] = _in_parallel(have, shards)
+        self._shards: list[str | RemoteShard] = list(remote.in_parallel(have, shards))
         self._own_copies = {self._cache.place(one).name for one in self._shards if isinstance(one, RemoteShard)}
-        _require_room(self._shards, at_hand, cache_gb)
+        _tell_unknown_versions(self._shards)
         if self._own_copies:  # to look through shards on a server again is slow, however few they are
             index_cache = replace(index_cache, at_least=0)
         index = index_cache.find(
@@ -90,6 +85,7 @@ class ShardImages:
             raise UserError(f"no images in the {len(self._shards)} shards of {where}")
         self._index, self._names, self._columns = index, index.names, index.columns
         self.storage_ends = index.columns["shard_ends"]
+        self.storage_sizes = np.array([one.size if isinstance(one, RemoteShard) else 0 for one in self._shards])
         self.labels: np.ndarray = index.columns["labels"]
         self.classes = [str(label) for label in range(int(self.labels.max()) + 1)]
 
@@ -118,9 +114,9 @@ class ShardImages:
         self._ahead.announce(Part(shard.url, *self._extent(index)) for shard, index in missing)
         if soon:
             keep = {self._cache.place(shard).name for index in soon if isinstance(shard := self._shard_of(index), RemoteShard)}
-            self._cache.want([shard for index in soon for shard in self._missing(index)], keep)
+            self._cache.want(self, [shard for index in soon for shard in self._missing(index)], keep)
         elif missing and not self._cache.full:
-            self._cache.want([missing[0][0]], self._own_copies, alone=True)
+            self._cache.want(self, [missing[0][0]], self._own_copies, fill=True)
 
     def name(self, index: int) -> str:
         return os.path.join(os.path.dirname(_named(self._shard_of(index))), self._names[index])
@@ -150,8 +146,11 @@ def _listed(shards: Sequence[str | RemoteShard]) -> PackedIndex:
     packer = Packer()
     states = _states(shards)
     indices = []
-    for shard, index in zip(shards, _in_parallel(read_index, shards, "reading shards"), strict=True):
-        name = name_of_copy(shard.url) if isinstance(shard, RemoteShard) else os.path.basename(shard)
+    found = tqdm(
+        remote.in_parallel(read_index, shards), "reading shards", total=len(shards), disable=None, leave=False
+    )
+    for shard, index in zip(shards, found, strict=True):
+        name = os.path.basename(shard.url if isinstance(shard, RemoteShard) else shard)
         packer.add([f"{name}:{member}" for member in index.names.tolist()])
         indices.append(index._replace(names=index.names[:0]))
     columns = ShardIndex(*(np.concatenate(column) for column in zip(*indices, strict=True)))
@@ -170,20 +169,20 @@ def _listed(shards: Sequence[str | RemoteShard]) -> PackedIndex:
 
 def _states(shards: Sequence[str | RemoteShard]) -> dict[str, np.ndarray]:
     """Columns that tell whether any shard has changed."""
-    remote_states = [(shard.state, shard.size) for shard in shards if isinstance(shard, RemoteShard)]
+    remote_states = [(shard.version, shard.size) for shard in shards if isinstance(shard, RemoteShard)]
     return {
         "shard_times": states_of([shard for shard in shards if isinstance(shard, str)]),
         "remote_states": np.array(remote_states, dtype=np.int64).reshape(-1, 2),
     }
 
 
-def _require_room(shards: Sequence[str | RemoteShard], at_hand: int, cache_gb: float | None) -> None:
-    sizes = sorted((shard.size for shard in shards if isinstance(shard, RemoteShard)), reverse=True)
-    needed = sum(sizes[:at_hand]) / 1e9
-    if cache_gb is not None and needed > cache_gb:
-        raise UserError(
-            f"--shard_cache_gb {cache_gb:g}: {at_hand} shards must be at hand, which are up to {needed:.2g} GB; raise it or "
-            "lower --shuffle_window"
+def _tell_unknown_versions(shards: Sequence[str | RemoteShard]) -> None:
+    unknown = [shard.url for shard in shards if isinstance(shard, RemoteShard) and not shard.version]
+    if unknown:
+        print(
+            f"warning: the server does not tell versions of {unknown[0]}"
+            f"{f' and {len(unknown) - 1} others' if unknown[1:] else ''}: a change that keeps the size is not noticed",
+            file=sys.stderr,
         )
 
 
@@ -192,27 +191,16 @@ def _named(shard: str | RemoteShard) -> str:
 
 
 def _asked(shard: str) -> str | RemoteShard:
-    """A local shard itself; of one on a server its size and state now."""
+    """A local shard itself; of one on a server its size and version now."""
     if not _is_remote(shard):
         return shard
     if _gives_whole_only(shard):
         raise UserError(f"{shard} cannot be read in parts: leave out --shard_cache_gb, and it is copied before the start")
     try:
-        state, size = remote.state(shard)
+        version, size, _ = remote.state(shard)
     except FileNotFoundError:
         raise UserError(f"{shard} does not exist") from None
-    return RemoteShard(shard, size, state)
-
-
-def _in_parallel(call: Callable[[S], T], items: Sequence[S], doing: str = "") -> list[T]:
-    """``call`` of each: servers answer many as fast as one."""
-    with ThreadPoolExecutor(remote.AT_ONCE) as pool:
-        results = pool.map(call, items)
-        try:
-            return list(tqdm(results, doing, total=len(items), disable=None if doing else True, leave=False))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    return RemoteShard(shard, size, version)
 
 
 def _webdataset() -> tuple[Callable[[str], list[str]], Callable[[str], BinaryIO]]:
@@ -257,23 +245,34 @@ def _local_copy(shard: str, folder: Path) -> str:
     copy = folder / name_of_copy(shard)
     if copy.exists():
         return str(copy)
-    said = f"fetching {shard} into {folder}"
     try:
-        if _gives_whole_only(shard):
-            print(said, file=sys.stderr)
-            gopen = _webdataset()[1]
+        if not _gives_whole_only(shard):
+            return str(_fetched(shard, folder))
+        print(f"fetching {shard} into {folder}", file=sys.stderr)
+        gopen = _webdataset()[1]
 
-            def fetch(target: BinaryIO) -> None:
-                with gopen(shard) as source:
-                    shutil.copyfileobj(source, target, 1 << 20)
+        def fetch(target: BinaryIO) -> None:
+            with gopen(shard) as source:
+                shutil.copyfileobj(source, target, 1 << 20)
 
-            write_atomically(copy, fetch)
-        else:
-            size = remote.state(shard)[1]
-            print(said, file=sys.stderr)
-            ShardCache(folder).fetch(RemoteShard(shard, size))
+        write_atomically(copy, fetch)
     except FileNotFoundError:
         raise UserError(f"cannot fetch {shard}: it does not exist") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot fetch {shard}: {first_line(error)}") from None
     return str(copy)
+
+
+def _fetched(shard: str, folder: Path) -> Path:
+    """The copy of a shard that fsspec can open: by parts, if the server sends parts."""
+    cache = ShardCache(folder)
+    try:
+        version, size, _ = remote.state(shard)
+        print(f"fetching {shard} into {folder}", file=sys.stderr)
+        remote_shard = RemoteShard(shard, size, version)
+        cache.fetch(remote_shard)
+        return cache.place(remote_shard)
+    except remote.WholeFilesOnly:
+        copy = folder / name_of_copy(shard)
+        write_atomically(copy, lambda target: remote.copy_whole(shard, target))
+        return copy

@@ -74,6 +74,10 @@ class Subset:
         read_ahead(self._source, *theirs)
 
     @property
+    def storage_sizes(self) -> np.ndarray:
+        return storage_sizes(self._source)
+
+    @property
     def storage_ends(self) -> np.ndarray | None:
         ends = storage_ends(self._source)
         is_start = isinstance(self._indices, range) and self._indices == range(len(self))
@@ -85,6 +89,12 @@ def read_ahead(source: ImageSource, images: Sequence[int], soon: Sequence[int] =
     told = getattr(source, "read_ahead", None)
     if told is not None:
         told(images, soon)
+
+
+def storage_sizes(source: ImageSource) -> np.ndarray:
+    """Bytes of all that is stored together on a server, such as a shard."""
+    found: np.ndarray = getattr(source, "storage_sizes", np.zeros(0, dtype=np.int64))
+    return found
 
 
 def storage_ends(source: ImageSource) -> np.ndarray | None:

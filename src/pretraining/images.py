@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from ..data.datasets import How, TrainingDataSettings, open_images
-from ..data.image_cache import ImageCache, room_for
+from ..data.image_cache import SHARE, ImageCache, bytes_decoded, free_memory, memory_folder
 from ..data.mixture import Mixture
 from ..data.order import KeyedOrder, Order, ShardOrder, TorchOrder, WeightedOrder
-from ..data.source import ImageSource, first_images, require_labels, storage_ends
+from ..data.source import ImageSource, first_images, require_labels, storage_ends, storage_sizes
 from ..data.splits import find_training
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..parallel import collectives
 
 
@@ -47,14 +47,39 @@ def used_of(data: TrainingDataSettings, source: ImageSource, train_path: str | P
     return first_images(source, data.size_dataset)
 
 
+def _require_room(data: TrainingDataSettings, images: ImageSource) -> None:
+    """Raises UserError where the copies of shards that are mixed, and of the next ones, do not fit."""
+    at_hand = 2 * data.shuffle_window
+    needed = float(np.sort(storage_sizes(images))[-at_hand:].sum()) / 1e9
+    if data.shard_cache_gb is not None and needed > data.shard_cache_gb:
+        raise UserError(
+            f"--shard_cache_gb {data.shard_cache_gb:g}: {at_hand} shards must be at hand, which are up to {needed:.2g} "
+            "GB; raise it or lower --shuffle_window"
+        )
+
+
 def cache_of(data: TrainingDataSettings, images: ImageSource) -> ImageCache | None:
     """The memory for decoded images, if they are to be kept; with several processes, all must call."""
     if data.cache_images == "none":
         return None
+    # all processes decide alike, however much each of them finds free
+    needed = max(collectives.gather_everywhere(bytes_decoded(images)))
+    free = min(collectives.gather_everywhere(free_memory()))
+    if needed > free * SHARE:
+        raise UserError(
+            f"--cache_images ram: the decoded images take about {needed / 1e9:.2g} GB, and {free * SHARE / 1e9:.2g} GB "
+            f"of memory can be had at {memory_folder()}"
+        )
     name = collectives.broadcast_object(f"ssl-vision-{uuid.uuid4().hex}")
-    room = min(collectives.gather_everywhere(room_for(images)))  # the same size in all processes
-    cache = ImageCache(name, len(images), room)
-    collectives.barrier()
+    try:
+        # some more than was estimated, if there is as much
+        cache = ImageCache(name, len(images), int(min(free * SHARE, 1.1 * needed)))
+        problem = ""
+    except OSError as error:
+        problem = first_line(error)
+    problems = [one for one in collectives.gather_everywhere(problem) if one]  # when all are here, all have it
+    if problems:
+        raise UserError(f"--cache_images ram: no memory at {memory_folder()}: {problems[0]}")
     cache.forget_name()
     return cache
 
@@ -73,5 +98,6 @@ def order_of(data: TrainingDataSettings, images: ImageSource, seed: int) -> Orde
     if data.shuffle == "shards":
         ends = storage_ends(images)
         assert ends is not None, "of shards, or the first images of shards"
+        _require_room(data, images)
         return ShardOrder(ends, seed, data.shuffle_window)
     return KeyedOrder(count, seed) if data.order(count) == "keyed" else TorchOrder(count)

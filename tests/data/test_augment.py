@@ -106,6 +106,13 @@ def test_blur_stays_within_its_bound(picture, sigmas):
         assert (differences > 0).float().mean() < 0.01
 
 
+def test_the_mean_of_a_large_image_is_its_mean():
+    """As colours that are changed before the crop see it."""
+    image = torch.full((3, 4200, 4200), 250, dtype=torch.uint8)
+    draw = NOTHING._replace(order=(CONTRAST,), contrast=0.0)
+    assert (apply_to_image(image, draw) == 250).all()
+
+
 def every_colour(*reds):
     """All colours with these levels of red, as a picture."""
     levels = np.arange(256, dtype=np.uint8)

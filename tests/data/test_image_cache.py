@@ -8,15 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
+import main_swav
 from src.data import image_cache
 from src.data.decoding import Decoding
 from src.data.folder import FolderImages
-from src.data.image_cache import ImageCache, memory_folder, room_for
+from src.data.datasets import TrainingDataSettings
+from src.data.image_cache import ImageCache, bytes_decoded, memory_folder
 from src.data.loading import ViewDataset, make_loader
 from src.data.sampling import Position, ResumableBatches
 from src.data.views import RandomView
 from src.errors import UserError
-from tests.helpers import run
+from src.parallel import collectives
+from src.pretraining import images
+from tests import built
+from tests.helpers import on_ranks, run
 from tests.scripts.test_main_swav import command
 
 
@@ -50,7 +55,7 @@ def test_beyond_the_limit_nothing_is_kept():
     small = ImageCache(f"ssl-vision-test-small-{os.getpid()}", 5, 4000)
     small.forget_name()
     for index in range(5):
-        small.put(index, pixels(index))
+        small.put(index, pixels(index, channels=3))
     assert [small.get(index) is not None for index in range(5)] == [True, True, False, False, False]
     assert small.used <= 4000
 
@@ -125,10 +130,61 @@ def test_data_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     for index in range(3):
         Image.new("RGB", (100, 100)).save(tmp_path / f"{index}.png")
     source = FolderImages(tmp_path)
-    assert room_for(source) > 90_000
-    monkeypatch.setattr(image_cache, "free_memory", lambda: 50_000)
+    assert 90_000 <= bytes_decoded(source) < 91_000
+    settings = TrainingDataSettings(data_path="x", cache_images="ram")
+    assert images.cache_of(settings, source)._limit < 100_000
+    assert images.cache_of(TrainingDataSettings(data_path="x"), source) is None
+    monkeypatch.setattr(images, "free_memory", lambda: 50_000)
     with pytest.raises(UserError, match="take about"):
-        room_for(source)
+        images.cache_of(settings, source)
+
+
+def _two_caches(folder, where):
+    source = FolderImages(folder)
+    free = [10**8, 1000][collectives.rank()] if where == "little" else 10**8
+    images.free_memory = lambda: free
+    if where == "broken" and collectives.rank() == 1:
+        images.ImageCache = broken
+    try:
+        cache = images.cache_of(TrainingDataSettings(data_path="x", cache_images="ram"), source)
+    except UserError as error:
+        return str(error)
+    if collectives.rank() == 0:
+        cache.put(2, pixels(1))
+    collectives.barrier()
+    return torch.equal(cache.get(2), pixels(1))
+
+
+def broken(*_):
+    raise OSError("no room")
+
+
+def test_processes_share_it_and_decide_alike(tmp_path):
+    for index in range(3):
+        Image.new("RGB", (100, 100)).save(tmp_path / f"{index}.png")
+    assert on_ranks(2, _two_caches, tmp_path, "") == [True, True]
+    for where, words in (("little", "take about"), ("broken", "no room")):
+        assert all(words in said for said in on_ranks(2, _two_caches, tmp_path, where))
+
+
+@pytest.mark.parametrize(("files", "left"), [
+    ({"memory.max": "1000", "memory.current": "800", "memory.stat": "anon 5\ninactive_file 300"}, 500),
+    ({"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "900", "memory.stat": "total_inactive_file 1"}, 101),
+])  # fmt: skip
+def test_the_bound_of_a_job_counts(tmp_path, monkeypatch, files, left):
+    inner = tmp_path / "job" / "step"
+    inner.mkdir(parents=True)
+    for name, content in files.items():
+        (tmp_path / "job" / name).write_text(content)
+    monkeypatch.setattr(image_cache, "_control_groups", lambda: [inner, inner.parent])
+    assert image_cache.free_memory() == left
+
+
+def test_a_training_gets_it(patches, tmp_path):
+    line = f"--data_path {patches / 'train'} --dump_path {tmp_path} --cache_images ram --workers 0 --batch_size 16"
+    dataset = built.built(main_swav, line, 1, FolderImages(patches / "train"), on_meta=False).run.loader.dataset
+    _ = dataset[Position(0, 5)]
+    assert dataset.cache.get(5) is not None
 
 
 def test_a_run_with_it_equals_one_without_and_leaves_nothing(patches, tmp_path):
