@@ -261,7 +261,7 @@ def test_workers_hold_nothing_of_their_own(tmp_path):
     worker.start()
     grown = answer.get(timeout=60)
     worker.join()
-    assert grown < 10e6
+    assert grown < 25e6  # what Python had before the fork, and touches again
 
 
 def test_a_run_keeps_and_finds_its_list(patches, tmp_path):

@@ -62,7 +62,7 @@ LONG = ("--epochs", 8, "--batch_size", 8, "--log_every", 1, "--save_every", 2, "
         "--epoch_queue_starts", 1, "--freeze_prototypes_niters", 5)  # fmt: skip
 
 
-@pytest.mark.parametrize("augment_on", ["worker", "device"])
+@pytest.mark.parametrize("augment_on", ["worker", pytest.param("device", marks=pytest.mark.slow)])
 def test_killed_at_random_points_it_ends_in_the_same_weights(patches, tmp_path, augment_on):
     long = (*LONG, "--augment_on", augment_on)
     undisturbed = run(*command(patches, tmp_path / "a", *long, "--workers", 1))
@@ -75,7 +75,8 @@ OFFLINE = ("--epochs", 5, "--batch_size", 8, "--log_every", 1, "--save_every", 5
 
 
 @pytest.mark.parametrize("method", [
-    ["deepcluster-v2"], ["sela-v2"], ["sela-v2", "--sela_hard", "false", "--nmb_prototypes", 6, 6],
+    ["deepcluster-v2"], ["sela-v2"],
+    pytest.param(["sela-v2", "--sela_hard", "false", "--nmb_prototypes", 6, 6], marks=pytest.mark.slow),
 ], ids=["deepcluster-v2", "sela-v2", "sela-v2 with soft codes"])  # fmt: skip
 def test_clustering_runs_end_in_the_same_weights_and_assignments(patches, tmp_path, method):
     """Killed inside epochs and between them: bank, assignments and the draw of centroids are in the checkpoint."""
@@ -150,7 +151,7 @@ def test_two_ranks_killed_at_random_points_end_in_the_same_weights(patches, tmp_
     assert len(read_run(tmp_path / "a" / "checkpoint.pth.tar")["per_rank"]) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_leaves_with_its_code(patches, tmp_path, number):
     undisturbed = run(*command(patches, tmp_path / "a", *LONG, "--save_every", 0, "--workers", 0))
     assert undisturbed.returncode == 0, undisturbed.stderr

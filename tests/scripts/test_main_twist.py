@@ -113,6 +113,7 @@ def test_two_ranks_in_bunches_resume_exactly(patches, tmp_path):
         assert_same_end(a, b)
 
 
+@pytest.mark.slow
 def test_a_transformer_of_the_published_kind(patches, tmp_path):
     model = ["--backbone", "vit_t", "--width", 1, "--stem", "imagenet", "--size_crops", 64, 32, "--optim", "admw",
              "--lr", 0.001, "--weight_decay", 0.06, "--act", "gelu", "--drop_path", 0.1, "--use_momentum_encoder", 1,
