@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from src import cli
 from src.checkpoints.files import write_atomically
 from src.data.loading import loader_of
@@ -27,6 +23,10 @@ from src.evaluation.subject import EvaluationSettings, Subject, open_subject, op
 from src.parallel import collectives, launch
 from src.plots import cluster_mosaic, confusion_matrix
 from src.settings import setting
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from src import cli
 from src.checkpoints.files import write_atomically
 from src.data.loading import loader_of
@@ -22,6 +20,8 @@ from src.evaluation.knn import knn_predict, nearest_majority, over_ranks, top_k_
 from src.evaluation.subject import EvaluationSettings, open_subject, open_weights
 from src.parallel import collectives, launch
 from src.settings import replaced, setting
+
+from torch import nn
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from src import cli
 from src.checkpoints.files import refuse_overwriting, write_atomically
 from src.checkpoints.published import in_published_layout
@@ -23,6 +21,8 @@ from src.errors import UserError
 from src.models.backbones import STEMS
 from src.models.pretrained import Hints, load_backbone
 from src.settings import setting
+
+import torch
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-
 from src import cli, pretraining
 from src.clock import Clock
 from src.data.datasets import TrainingDataSettings
@@ -40,6 +38,8 @@ from src.optim.schedules import dropped_rate, epoch_cosine_rate, warm_restarts
 from src.parallel import sync_bn
 from src.pretraining import Plan, Pretraining, PretrainingSettings, RunSettings
 from src.settings import replaced, setting
+
+import torch
 
 TWO_VIEWS = ("simsiam", "barlowtwins", "vicreg", "zero_icl")
 

@@ -12,9 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
 from src import cli, pretraining
 from src.clock import Clock
 from src.data.splits import find_training
@@ -32,6 +29,9 @@ from src.models.teacher import Teacher
 from src.optim.schedules import multistep, warmup_cosine
 from src.pretraining import Plan, Pretraining, PretrainingSettings
 from src.settings import Word, replaced, setting
+
+import torch
+from torch import nn
 
 
 def _no_prototypes(words: list[str]) -> Mapping[str, Any]:

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import main_cwrgp
 from src import cli, pretraining
 from src.clock import Clock
@@ -40,6 +38,8 @@ from src.parallel import sync_bn
 from src.plots import spectrum_curves
 from src.pretraining import Plan, Pretraining, PretrainingSettings, RunSettings
 from src.settings import flat, leaves, replaced, setting
+
+import torch
 
 
 @dataclass(frozen=True)

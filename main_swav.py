@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from src import cli, pretraining
 from src.clock import Clock
 from src.data.datasets import SWAV_STD, TrainingDataSettings
@@ -32,6 +30,8 @@ from src.optim.schedules import warmup_cosine
 from src.parallel import sync_bn
 from src.pretraining import Plan, Pretraining, PretrainingSettings
 from src.settings import replaced, setting
+
+from torch import nn
 
 
 @dataclass(frozen=True)

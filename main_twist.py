@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-
 from src import cli, pretraining
 from src.clock import Clock
 from src.data.splits import find_training
@@ -32,6 +30,8 @@ from src.optim.lars import LARS, split_by_adaptation
 from src.optim.schedules import phased, warmup_cosine
 from src.pretraining import Plan, Pretraining, PretrainingSettings, RunSettings
 from src.settings import Word, replaced, setting
+
+import torch
 
 # Not one-dimensional, but without weight decay and adaptation all the same
 EXEMPT = ("pos_embed", "cls_token", "dist_token")

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from src import cli, pretraining
 from src.clock import Clock
 from src.data.splits import find_training
@@ -24,6 +22,8 @@ from src.optim.schedules import fractional_cosine
 from src.parallel import sync_bn
 from src.pretraining import Plan, Pretraining, PretrainingSettings
 from src.settings import replaced, setting
+
+import torch
 
 
 @dataclass(frozen=True)

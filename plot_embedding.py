@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from src import cli
 from src.checkpoints.files import write_atomically
 from src.data.loading import loader_of
@@ -21,6 +19,8 @@ from src.evaluation.subject import EvaluationSettings, JudgedSettings, open_subj
 from src.parallel import collectives, launch
 from src.plots import PLANES, embedding_map
 from src.settings import setting
+
+import numpy as np
 
 
 @dataclass(frozen=True)

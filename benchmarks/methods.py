@@ -2,9 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
-from torch import nn
-
 from benchmarks.timing import Timing, by_turns
 from src.clock import Clock
 from src.data.loading import Batch
@@ -14,6 +11,9 @@ from src.methods.swav import SwAV
 from src.methods.w2ssl import W2SSL
 from src.models.backbones import create_backbone, feature_width
 from src.models.heads import projector
+
+import torch
+from torch import nn
 
 # network, side of a whole image's view, images of a step on the CPU and on a GPU
 RECIPES: dict[str, tuple[dict[str, object], int, int, int]] = {

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from detection.average_precision import Truth
+from src.errors import UserError
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
-
-from detection.average_precision import Truth
-from src.errors import UserError
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),

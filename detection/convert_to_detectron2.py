@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -28,6 +26,8 @@ from src.checkpoints.weights import require_finite, write_weights
 from src.errors import UserError
 from src.models.pretrained import Hints, load_backbone
 from src.settings import setting
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from src.errors import UserError
+
 import numpy as np
 import torch
 from torch import Tensor
-
-from src.errors import UserError
 
 _RULES = (
     (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),

@@ -11,9 +11,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np
-import torch
-
 from src import cli
 from src.data.datasets import open_images
 from src.data.loading import ViewDataset, collate
@@ -23,6 +20,9 @@ from src.errors import UserError
 from src.ops.montage import deal_out
 from src.plots import montage_figure
 from src.settings import setting
+
+import numpy as np
+import torch
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tqdm import tqdm
-
 from src import cli
 from src.data.datasets import DATASETS, open_images
 from src.data.folder import FolderImages
@@ -32,6 +30,8 @@ from src.data.lmdb_file import FORMAT, image_key, import_lmdb
 from src.data.source import ImageSource
 from src.errors import UserError
 from src.settings import setting
+
+from tqdm import tqdm
 
 PER_COMMIT = 1000  # what an interruption can cost
 

@@ -8,9 +8,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 from unittest import mock
 
-import torch
-from PIL import Image
-
 from src import pretraining
 from src.data.decoding import Decoding
 from src.engine.judging import Evaluation
@@ -22,6 +19,9 @@ from src.parallel.launch import World
 from src.pretraining import images as opening
 from src.pretraining import run as running
 from src.settings import flat
+
+import torch
+from PIL import Image
 
 IMAGENET = 1_281_167  # training images
 

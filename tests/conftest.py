@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
+from src.data.patches import cut_patches
+from tests.helpers import ROOT
+
 import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
-
-from src.data.patches import cut_patches
-from tests.helpers import ROOT
 
 torch.set_num_threads(1)
 

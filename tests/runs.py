@@ -7,10 +7,10 @@ import subprocess
 import time
 from pathlib import Path
 
-import torch
-
 from src.checkpoints.store import read_run
 from tests.helpers import ROOT, script
+
+import torch
 
 
 def start(arguments, launcher=None):

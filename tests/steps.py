@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
-
 from src.data.folder import FolderImages
 from src.engine.loop import Training
 from tests.built import built
 from tests.same_runs import RUNS, TWO
+
+import torch
 
 # The command lines of one process
 LINES = {name: line for name, line in RUNS.items() if not line.startswith(TWO)}

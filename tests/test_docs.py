@@ -4,8 +4,6 @@ import re
 import shlex
 import sys
 
-import pytest
-
 import main_cwrgp
 import main_dino
 import main_disco
@@ -15,6 +13,8 @@ import main_twist
 import main_w2ssl
 from src.settings import leaves
 from tests.helpers import ROOT
+
+import pytest
 
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "data" / "README.md"]

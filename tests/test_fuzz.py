@@ -9,13 +9,6 @@ import os
 import shutil
 import tarfile
 
-import numpy as np
-import pytest
-import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
-
 import compare
 import eval_cluster
 import eval_knn
@@ -42,6 +35,13 @@ from src.engine.monitor import read_log
 from src.errors import UserError
 from src.settings import Leaf, leaves
 from tests.scripts.test_right_numbers import save_run
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 

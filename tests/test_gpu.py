@@ -4,9 +4,6 @@ import importlib
 import itertools
 import os
 
-import pytest
-import torch
-
 from src.checkpoints.store import read_run
 from src.data.datasets import FolderImages
 from src.data.loading import ViewDataset, collate
@@ -20,6 +17,9 @@ from tests.runs import assert_same_end
 from tests.same_runs import EVALUATIONS
 from tests.scripts.test_main_swav import command
 from tests.steps import LINES, steps, training_of, waits_named, waits_of
+
+import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -9,9 +9,9 @@ import tomllib
 import venv
 from pathlib import Path
 
-import pytest
-
 from tests.helpers import ROOT
+
+import pytest
 
 NOTEBOOK = """
 import sys

@@ -1,8 +1,8 @@
+from src.plots import crops_mosaic, embedding_map, training_curves
+
 import numpy as np
 import torch
 from PIL import Image
-
-from src.plots import crops_mosaic, embedding_map, training_curves
 
 
 def colours(path):

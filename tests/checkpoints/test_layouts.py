@@ -4,18 +4,18 @@ import argparse
 import json
 import pickle
 
-import numpy as np
-import pytest
-import timm
-import torch
-import torchvision
-
 from src.checkpoints.files import read_file
 from src.checkpoints.layouts import backbone_in, resnet_in, weights_in
 from src.errors import UserError
 from src.models.backbones import create_backbone
 from src.models.pretrained import BackboneSpec, load_backbone
 from tests.helpers import ROOT
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
 
 LAYOUTS = ROOT / "tests" / "layouts"
 

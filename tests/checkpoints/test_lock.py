@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 
-import pytest
-
 from src.checkpoints import lock as locking
 from src.checkpoints.lock import RunLock, this_process
 from src.errors import UserError
 from tests.helpers import ROOT
+
+import pytest
 
 SLEEPER = (
     "import sys, time; sys.path.insert(0, {root!r}); from src.checkpoints.lock import RunLock; "

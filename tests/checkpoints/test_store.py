@@ -1,10 +1,6 @@
 import os
 import pickle
 
-import pytest
-import torch
-from torch import nn
-
 from src.checkpoints.files import describe_mismatch, read_file, write_atomically
 from src.checkpoints.store import CheckpointStore, RunState, read_run
 from src.clock import Clock
@@ -12,6 +8,10 @@ from src.errors import UserError
 from src.optim.larc import LARC
 from src.parallel import collectives
 from tests.helpers import on_ranks
+
+import pytest
+import torch
+from torch import nn
 
 
 class TinyMethod(nn.Module):

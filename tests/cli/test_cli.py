@@ -1,10 +1,13 @@
 """Command lines: spellings, values, retired flags, help, and repeating a run."""
 
 import argparse
+import ast
 import json
 import math
-
-import pytest
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import compare
 import eval_cluster
@@ -26,6 +29,9 @@ from src.cli.parser import whole
 from src.errors import UserError
 from src.settings import flat, leaves
 from tests.built import resolved
+from tests.helpers import ROOT
+
+import pytest
 
 PRETRAINING = (main_swav, main_twist, main_intl, main_cwrgp, main_disco, main_w2ssl, main_dino)
 ALL = (
@@ -153,3 +159,24 @@ def test_a_config_is_checked_as_flags_are(tmp_path):
             parse(content)
     with pytest.raises(UserError, match="No such file"):
         main_swav.SCRIPT.parse(["--config", str(tmp_path / "none.json"), "--dump_path", "b"])
+
+
+@pytest.mark.parametrize("module", ALL, ids=name_of)
+def test_scripts_set_up_torchs_threads_before_torch_is_loaded(module):
+    script = Path(module.__file__)
+    imported = [
+        (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.parse(script.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    roots = [name.partition(".")[0] for name in imported]
+    others = [roots.index(name) for name in ("torch", "torchvision", "timm", "detectron2") if name in roots]
+    assert roots.index("src") < min(others, default=len(roots))
+
+
+def test_the_users_own_setting_of_threads_holds():
+    program = "import os, sys, src; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    for given, expected in (({}, "passive False"), ({"OMP_WAIT_POLICY": "active"}, "active False")):
+        environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+        said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True)
+        assert said.stdout.strip() == expected

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
 from src.methods.moco import MoCo
 from src.models.backbones import create_backbone
 from src.models.heads import projector
+
+import torch
+from torch import nn
 
 PREFIXES: dict[str, tuple[str, dict[str, str]]] = {
     # family: prefix of the backbone, other entries (name: what is copied there)

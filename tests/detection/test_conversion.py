@@ -3,10 +3,6 @@
 import os
 import pickle
 
-import numpy as np
-import pytest
-import torch
-
 from detection import convert_to_detectron2
 from detection.names import read_pickle, to_detectron2, to_torchvision
 from src.errors import UserError
@@ -14,6 +10,10 @@ from src.models.backbones import create_backbone
 from tests.detection.families import FAMILIES, network, save
 from tests.helpers import run
 from tests.scripts.test_bad_input import fails
+
+import numpy as np
+import pytest
+import torch
 
 # examples of the specifications
 NAMES = {

@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from detection import convert_to_detectron2
 from tests.detection.families import FAMILIES, save
 from tests.detection.toy import make_coco, make_voc
 from tests.helpers import ROOT
+
+import pytest
 
 HERE = Path(__file__).resolve().parent
 UNPACKED = next(iter(sorted((ROOT / ".detectron2").glob("pb1-detectron2-*"))), None)

@@ -2,10 +2,6 @@
 
 import json
 
-import numpy as np
-import pytest
-import torch
-
 from detection import train_torchvision
 from detection.average_precision import Found, Truth, average_precision, overlaps
 from detection.boxes import open_coco, open_voc
@@ -13,6 +9,10 @@ from tests.detection.families import save
 from tests.detection.toy import make_coco, make_voc, pictures
 from tests.helpers import run, torchrun
 from tests.scripts.test_bad_input import fails
+
+import numpy as np
+import pytest
+import torch
 
 # ------------------------------------------------------------------------------------------------ average precision
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.helpers import ROOT
+
 import numpy as np
 from PIL import Image, ImageDraw
 from torchvision.models._meta import _COCO_CATEGORIES
-
-from tests.helpers import ROOT
 
 VOC_NAMES = ("cat", "dog")
 COLOURS = ((255, 40, 40), (40, 40, 255))

@@ -1,12 +1,12 @@
 import importlib
 import math
 
+from src.engine.diagnostics import Check, HealthMonitor, feature_std, mean_entropy, rankme, singular_values
+from tests.built import built
+
 import numpy as np
 import pytest
 import torch
-
-from src.engine.diagnostics import Check, HealthMonitor, feature_std, mean_entropy, rankme, singular_values
-from tests.built import built
 
 
 def test_feature_std_is_one_on_the_sphere_and_zero_at_a_point():

@@ -5,13 +5,13 @@ import os
 import shutil
 import sys
 
-import pytest
-
 from src.clock import Clock
 from src.engine import log_files
 from src.engine.log_files import Lines, Points
 from src.engine.monitor import Monitor, read_log
 from src.errors import UserError
+
+import pytest
 
 
 class FullDisk(log_files.FileIO):

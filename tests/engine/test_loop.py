@@ -2,11 +2,6 @@ import json
 import os
 import signal
 
-import pytest
-import torch
-from torch import nn
-from torch.utils.data import Dataset
-
 from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
 from src.data.loading import Sample, make_loader
@@ -18,6 +13,11 @@ from src.engine.method import Method
 from src.engine.monitor import Monitor, duration, read_log
 from src.engine.precision import choose_precision
 from src.errors import Diverged, UserError
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
 
 CPU = torch.device("cpu")
 

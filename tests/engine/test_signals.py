@@ -5,11 +5,11 @@ import signal
 import threading
 import time
 
-import pytest
-
 from src.engine.judging import Evaluation
 from src.engine.signals import Stopped, StopSignal
 from tests.engine.test_loop import Points, Regression, assert_same, make, state_of
+
+import pytest
 
 LONG = 30.0  # seconds that a phase would take
 

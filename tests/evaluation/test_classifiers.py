@@ -1,11 +1,5 @@
 import copy
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from src.clock import Clock
 from src.data.loading import Batch, make_loader
 from src.data.sampling import SequentialBatches
@@ -15,6 +9,12 @@ from src.evaluation.features import FeatureDataset, Features
 from src.models.backbones import create_backbone
 from src.parallel import collectives
 from tests.helpers import on_ranks
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 CLOCK = Clock(10, 1, logging=True)
 

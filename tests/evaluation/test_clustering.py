@@ -3,13 +3,6 @@
 import itertools
 import json
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-from sklearn import metrics
-from torch.nn import functional as F
-
 import eval_cluster
 from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
@@ -24,6 +17,13 @@ from src.models.heads import TwistHead
 from src.optim.larc import LARC
 from tests.helpers import run, torchrun
 from tests.scripts.test_bad_input import fails
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn import metrics
+from torch.nn import functional as F
 
 
 @pytest.mark.parametrize("clusters", [3, 4, 6])

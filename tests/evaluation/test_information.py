@@ -3,13 +3,13 @@
 import json
 import math
 
-import numpy as np
-import pytest
-import torch
-
 from src.evaluation.information import information
 from tests.helpers import run
 from tests.scripts.test_evaluations import checkpoint  # noqa: F401 - a fixture
+
+import numpy as np
+import pytest
+import torch
 
 
 def codes_of(outputs, bins):

@@ -1,11 +1,5 @@
 from functools import partial
 
-import numpy as np
-import pytest
-import torch
-from sklearn.neighbors import KNeighborsClassifier
-from torch import nn
-
 from src.data.datasets import FolderImages
 from src.data.loading import loader_of
 from src.data.to_device import ToDevice
@@ -15,6 +9,12 @@ from src.evaluation.features import extract_features
 from src.evaluation.knn import KNNEvaluation, knn_predict, nearest_majority, over_ranks, top_k_accuracy
 from src.parallel import collectives
 from tests.helpers import on_ranks
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
 PREPARE = ToDevice(torch.device("cpu"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 VIEW = CentreView(16, 16)

@@ -1,10 +1,5 @@
 """The published commands of each paper's evaluation, against the values that its specification gives them."""
 
-import numpy as np
-import pytest
-import torch
-from torch.nn import functional as F
-
 import eval_linear
 import eval_semisup
 from src.data.loading import Batch
@@ -18,6 +13,11 @@ from src.models.backbones import create_backbone
 from src.optim.schedules import multistep
 from tests.built import judged
 from tests.evaluation.test_classifiers import CLOCK
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
 
 DISCO_STEPS = [5, 10, 15, 20, 25, 30, 35, 40, 45, 60, 80]
 MOCO_LAUNCH = "--dist-url 'tcp://localhost:10001' --multiprocessing-distributed --world-size 1 --rank 0"

@@ -2,11 +2,6 @@
 
 import math
 
-import numpy as np
-import pytest
-import torch
-from torch.nn import functional as F
-
 from src.losses.distillation import (
     attention_transfer,
     hard_dark_rank,
@@ -17,6 +12,11 @@ from src.losses.distillation import (
     seed_loss,
     squared_error_sum,
 )
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
 
 N = 7
 

@@ -1,11 +1,11 @@
+from src.losses.sinkhorn import sinkhorn
+from src.parallel import collectives
+from tests.helpers import on_ranks
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-
-from src.losses.sinkhorn import sinkhorn
-from src.parallel import collectives
-from tests.helpers import on_ranks
 
 
 def reference_sinkhorn(scores, epsilon, iterations):

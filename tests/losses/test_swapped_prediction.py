@@ -1,10 +1,10 @@
 import math
 
+from src.losses.swapped_prediction import swapped_prediction_loss
+
 import numpy as np
 import pytest
 import torch
-
-from src.losses.swapped_prediction import swapped_prediction_loss
 
 
 def reference_loss(scores, assignments, crops_for_assign, temperature):

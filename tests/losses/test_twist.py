@@ -2,13 +2,13 @@
 
 import math
 
-import numpy as np
-import pytest
-import torch
-
 from src.losses.twist import entropy_bound, self_labelling_loss, twist_loss, twist_teacher_loss
 from src.parallel import collectives
 from tests.helpers import on_ranks
+
+import numpy as np
+import pytest
+import torch
 
 EPS = 1e-5
 

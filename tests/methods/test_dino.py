@@ -3,12 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
-import pytest
-import torch
-import torch.distributed as dist
-from torch import nn
-
 import main_dino
 from src.clock import Clock
 from src.data.loading import Batch
@@ -19,6 +13,12 @@ from src.parallel import sync_bn
 from tests.built import built
 from tests.helpers import on_ranks, run
 from tests.runs import assert_same_end
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
 
 OWN = DinoSettings(out_dim=12, hidden_dim=16, bottleneck_dim=8, freeze_last_layer=0, clip_grad=0.0)
 VIEWS, IMAGES = 4, 6

@@ -2,12 +2,6 @@
 
 import copy
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
 from src.data.loading import Batch
@@ -23,6 +17,12 @@ from src.models.teacher import Teacher
 from src.parallel import collectives
 from tests.helpers import on_ranks
 from tests.methods.test_offline import Tiny
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 N, C, K = 8, 5, 32
 SMALL = {"width": 0.0625, "stem": "small"}

@@ -4,11 +4,6 @@ import copy
 import json
 import math
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-
 import export
 import main_cwrgp
 import main_intl
@@ -27,6 +22,11 @@ from src.settings import flat
 from tests.built import FakeImages, built, resolved
 from tests.helpers import ROOT, run
 from tests.methods.test_w2ssl import batch, clock, make
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
 
 TINY = "--data_path /x --arch resnet18 --width 0.0625 --stem small --epochs 20"
 JOINT = f"{TINY} --crop_size 16 --head_size 8 --emb 16 --bs 8 --warmup_iters 2"

@@ -4,12 +4,6 @@ import copy
 import itertools
 import math
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from src.clock import Clock
 from src.data.loading import Batch
 from src.errors import Diverged
@@ -28,6 +22,12 @@ from src.optim.schedules import dropped_rate, epoch_cosine_rate, intl_rate, warm
 from src.parallel import collectives, sync_bn
 from tests.helpers import on_ranks
 from tests.methods.test_offline import Tiny
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 N, D = 8, 16
 

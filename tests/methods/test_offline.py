@@ -1,11 +1,5 @@
 """DeepCluster-v2 and SeLa-v2: bank, assignments, loss, each against its formula in float64."""
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from src.clock import Clock
 from src.data.loading import Batch
 from src.losses.cluster_prediction import IGNORED, cluster_prediction_loss
@@ -13,6 +7,12 @@ from src.methods.deepcluster import DeepClusterV2
 from src.methods.sela import SeLaV2, transport, transport_codes
 from src.optim.larc import LARC
 from tests.helpers import on_ranks
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 STEPS, B, N = 3, 4, 14  # two images are in no batch
 

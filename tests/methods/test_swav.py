@@ -1,12 +1,5 @@
 import math
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-
 from src.clock import Clock
 from src.data.loading import Batch
 from src.methods.swav import SwAV, rows_per_rank
@@ -15,6 +8,13 @@ from src.parallel import collectives, sync_bn
 from tests.helpers import on_ranks
 from tests.losses.test_sinkhorn import reference_sinkhorn
 from tests.losses.test_swapped_prediction import reference_loss
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 
 class TinyBackbone(nn.Module):

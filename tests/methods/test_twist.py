@@ -2,11 +2,6 @@
 
 import copy
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-
 from src.clock import Clock
 from src.data.loading import Batch
 from src.losses.twist import self_labelling_loss, twist_loss, twist_teacher_loss
@@ -18,6 +13,11 @@ from src.optim.schedules import phased
 from src.parallel import collectives, sync_bn
 from tests.helpers import on_ranks
 from tests.methods.test_offline import Tiny
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
 
 B, C, VIEWS = 6, 5, 4
 

@@ -3,12 +3,6 @@
 import copy
 import math
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from src.clock import Clock
 from src.data.draws import keyed_generator
 from src.data.loading import Batch
@@ -22,6 +16,12 @@ from src.optim.lars import LARS, split_by_adaptation
 from src.optim.schedules import fractional_cosine
 from src.parallel import collectives, sync_bn
 from tests.helpers import on_ranks
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 KAPPA = 0.3 / 0.07
 

@@ -2,11 +2,11 @@
 
 import math
 
+from src.models.heads import TwistHead, mlp, projector
+
 import pytest
 import torch
 from torch import nn
-
-from src.models.heads import TwistHead, mlp, projector
 
 
 def normalised(x, eps=1e-5):

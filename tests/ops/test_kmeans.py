@@ -1,11 +1,11 @@
 """Spherical k-means against its steps in float64, and over ranks against one process."""
 
+from src.ops.kmeans import assign, spherical_kmeans
+from tests.helpers import on_ranks
+
 import numpy as np
 import pytest
 import torch
-
-from src.ops.kmeans import assign, spherical_kmeans
-from tests.helpers import on_ranks
 
 
 def unit(rows, dim, seed):

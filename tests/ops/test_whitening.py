@@ -1,11 +1,11 @@
 """Whitening against the worked numbers, the closed forms and eigendecompositions in float64."""
 
+from src.losses.whitened import covariance_penalty, normalised_mse, trace_loss, trace_loss_floor, trade_off
+from src.ops.whitening import group_whitening, iter_norm, spectral_transform, spectrum_after
+
 import numpy as np
 import pytest
 import torch
-
-from src.losses.whitened import covariance_penalty, normalised_mse, trace_loss, trace_loss_floor, trade_off
-from src.ops.whitening import group_whitening, iter_norm, spectral_transform, spectrum_after
 
 X = torch.tensor([[1, 2, 0, 5], [0, 3, 1, -2], [4, 1, 1, 0]], dtype=torch.float64)
 Z = torch.tensor([[1, 1, 0, 4], [1, 3, 0, -2], [3, 0, 2, 0]], dtype=torch.float64)

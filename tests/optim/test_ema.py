@@ -1,9 +1,9 @@
 """The moving average against its formula."""
 
+from src.optim.ema import momentum_copy, update_momentum_copy
+
 import torch
 from torch import nn
-
-from src.optim.ema import momentum_copy, update_momentum_copy
 
 
 def network():

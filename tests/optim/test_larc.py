@@ -1,11 +1,11 @@
 import math
 
+from src.optim.larc import LARC
+
 import numpy as np
 import pytest
 import torch
 from timm.optim import Lars
-
-from src.optim.larc import LARC
 
 
 def reference_steps(w, grads, lr, wd, eta=0.001, momentum=0.9, clip=False):

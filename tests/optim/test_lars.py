@@ -1,10 +1,10 @@
 """LARS against its formulas in float64, in both variants."""
 
+from src.optim.lars import LARS, split_by_adaptation
+
 import numpy as np
 import pytest
 import torch
-
-from src.optim.lars import LARS, split_by_adaptation
 
 
 def reference(variant, w, grads, lrs, wd, adapt, eta=0.001, momentum=0.9):

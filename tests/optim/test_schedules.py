@@ -1,7 +1,7 @@
+from src.optim.schedules import multistep, warmup_cosine
+
 import numpy as np
 import pytest
-
-from src.optim.schedules import multistep, warmup_cosine
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2, 30])

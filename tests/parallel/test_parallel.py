@@ -1,12 +1,12 @@
-import numpy as np
-import pytest
-import torch
-
 from src.errors import UserError
 from src.parallel import collectives, launch
 from src.parallel.agreement import Agreement
 from src.parallel.launch import Launch, discover
 from tests.helpers import on_ranks
+
+import numpy as np
+import pytest
+import torch
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1234",

@@ -1,14 +1,14 @@
 """Sharded (FSDP2) and recomputed trainings against plain ones, on two ranks."""
 
-import pytest
-import torch
-
 import main_swav
 from src.checkpoints.store import read_run
 from src.errors import UserError
 from tests.helpers import on_ranks
 from tests.runs import assert_same_end, final_state
 from tests.scripts.test_main_swav import command
+
+import pytest
+import torch
 
 SHORT = ("--epochs", 2, "--batch_size", 8, "--workers", 0, "--queue_length", 32, "--epoch_queue_starts", 0,
          "--freeze_prototypes_niters", 2, "--wd", 0.01, "--dist_url", "tcp://unused:1",

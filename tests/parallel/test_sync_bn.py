@@ -1,11 +1,11 @@
+from src.errors import UserError
+from src.parallel import collectives, sync_bn
+from tests.helpers import on_ranks
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
-
-from src.errors import UserError
-from src.parallel import collectives, sync_bn
-from tests.helpers import on_ranks
 
 
 def _network():

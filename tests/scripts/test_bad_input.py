@@ -4,9 +4,6 @@ import os
 import pickle
 import stat
 
-import pytest
-import torch
-
 import eval_knn
 import eval_linear
 import eval_semisup
@@ -19,6 +16,9 @@ from src.models.backbones import create_backbone
 from src.optim.larc import LARC
 from src.parallel import launch
 from tests.helpers import run
+
+import pytest
+import torch
 
 CROPS = ["--size_crops", "16", "--nmb_crops", "2", "--min_scale_crops", "0.3", "--max_scale_crops", "1"]
 MODEL = ["--arch", "resnet18", "--width", "0.125", "--stem", "small", "--hidden_mlp", "8", "--feat_dim", "8",

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from src.data.datasets import open_train_and_test
 from tests.helpers import ROOT, run
+
+import pytest
 
 SCRIPT = "scripts/make_class_subset.py"
 

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from tests.helpers import ROOT, free_port, run
 from tests.runs import assert_same_end, children_of, kill_everything, logged_steps, start, wait_for_steps
 from tests.scripts.test_main_swav import SMALL, command
+
+import pytest
 
 
 def slurm(*arguments, **environ):

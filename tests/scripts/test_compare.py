@@ -2,12 +2,12 @@
 
 import json
 
-import pytest
-
 import compare
 from tests.helpers import run
 from tests.scripts.test_bad_input import fails
 from tests.test_plots import colours
+
+import pytest
 
 
 def make_run(folder, losses, **flags):

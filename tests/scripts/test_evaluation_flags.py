@@ -7,9 +7,6 @@ import types
 from typing import Any
 from unittest import mock
 
-import pytest
-import torch
-
 import eval_linear
 import eval_semisup
 from src.cli import Call
@@ -22,6 +19,9 @@ from src.settings import Leaf, leaves
 from tests.built import FakeTeacher
 from tests.helpers import run
 from tests.scripts.test_flags import described, other_values
+
+import pytest
+import torch
 
 BASE = "--epochs 12 --workers 0 --crop_size 32 --resize 32 --batch_size 8"
 MORE = (

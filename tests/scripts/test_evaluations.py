@@ -2,10 +2,6 @@
 
 import json
 
-import numpy as np
-import pytest
-import torch
-
 from src.checkpoints.store import CheckpointStore, RunState, read_run
 from src.clock import Clock
 from src.engine.monitor import read_log
@@ -15,6 +11,10 @@ from src.models.backbones import create_backbone
 from src.models.pretrained import BackboneSpec, load_backbone
 from src.optim.larc import LARC
 from tests.helpers import run, torchrun
+
+import numpy as np
+import pytest
+import torch
 
 SETTINGS = {"method": "swav", "arch": "resnet18", "width": 0.125, "stem": "small", "eval_size": 32, "eval_resize": 32,
             "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}  # fmt: skip

@@ -1,11 +1,5 @@
 """Backbones written for others are read by others, and by us, with the same values."""
 
-import pytest
-import safetensors.torch
-import timm
-import torch
-import torchvision
-
 import export
 import hubconf
 from src.errors import UserError
@@ -14,6 +8,12 @@ from src.models.pretrained import BackboneSpec, load_backbone
 from tests.checkpoints.test_layouts import MOCO_HEAD, prefixed, weights
 from tests.helpers import run
 from tests.scripts.test_main_swav import command
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
 
 ONE = torch.ones(1)
 LAYOUTS = {

@@ -9,11 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-from torch import Tensor, nn
-
 import main_cwrgp
 import main_dino
 import main_disco
@@ -25,6 +20,11 @@ from src.errors import UserError
 from src.pretraining import Pretraining
 from src.settings import Leaf, flat, leaves
 from tests.built import Built, FakeImages, FakeTeacher, built
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
 
 IMAGES = FakeImages(64, 4)
 TINY = "--data_path /x --arch resnet18 --width 0.0625 --stem small --epochs 20 --knn_freq 1 --knn_k 3"

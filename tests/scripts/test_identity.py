@@ -3,10 +3,6 @@
 import json
 import shutil
 
-import pytest
-import torch
-from PIL import Image
-
 import eval_linear
 import main_swav
 import main_w2ssl
@@ -19,6 +15,10 @@ from src.models.backbones import create_backbone
 from src.models.teacher import Teacher
 from src.settings import flat
 from tests.helpers import run
+
+import pytest
+import torch
+from PIL import Image
 
 SWAV = (
     "main_swav.py --arch resnet18 --width 0.0625 --stem small --device cpu --tensorboard false --size_crops 16 "

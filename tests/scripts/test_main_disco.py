@@ -3,9 +3,6 @@
 import json
 import re
 
-import pytest
-import torch
-
 import main_disco
 import main_swav
 from src.checkpoints.store import read_run
@@ -14,6 +11,9 @@ from tests import built
 from tests.helpers import run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
+
+import pytest
+import torch
 
 SMALL = [
     "--arch", "resnet18", "--width", "0.125", "--stem", "small", "--crop_size", "16", "--moco_dim", "8",

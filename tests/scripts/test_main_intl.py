@@ -2,10 +2,6 @@
 
 import json
 
-import pytest
-import torch
-from PIL import Image
-
 import main_cwrgp
 import main_intl
 from src.checkpoints.store import read_run
@@ -16,6 +12,10 @@ from tests import built
 from tests.helpers import run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
+
+import pytest
+import torch
+from PIL import Image
 
 SMALL = [
     "--arch", "resnet18", "--width", "0.125", "--stem", "small", "--crops_size", "16", "16", "--crop_size", "16",

@@ -6,9 +6,6 @@ import re
 import shlex
 import signal
 
-import pytest
-import torch
-
 from src.checkpoints.store import read_run
 from tests.helpers import run, torchrun
 from tests.runs import (
@@ -19,6 +16,9 @@ from tests.runs import (
     start,
     wait_for_steps,
 )
+
+import pytest
+import torch
 
 SMALL = [
     "--arch", "resnet18", "--width", "0.125", "--stem", "small", "--size_crops", "16", "12", "--nmb_crops", "2", "1",

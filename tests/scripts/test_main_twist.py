@@ -2,9 +2,6 @@
 
 import json
 
-import pytest
-import torch
-
 import main_twist
 from src.checkpoints.store import read_run
 from src.models.pretrained import load_backbone
@@ -12,6 +9,9 @@ from tests import built
 from tests.helpers import run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
+
+import pytest
+import torch
 
 SMALL = [
     "--backbone", "resnet18", "--width", "0.125", "--stem", "small", "--aug", "multicrop", "--size_crops", "16", "12",

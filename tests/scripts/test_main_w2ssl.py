@@ -2,10 +2,6 @@
 
 import json
 
-import numpy as np
-import pytest
-from PIL import Image
-
 import main_w2ssl
 from src.checkpoints.store import read_run
 from src.evaluation.protocols import LINEAR
@@ -15,6 +11,10 @@ from tests import built
 from tests.helpers import ROOT, run, torchrun
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
+
+import numpy as np
+import pytest
+from PIL import Image
 
 SMALL = [
     "--arch", "resnet18", "--width", "0.125", "--stem", "small", "--crop_size", "16", "--crop_proj_dim", "8",

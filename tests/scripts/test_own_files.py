@@ -3,15 +3,15 @@
 import itertools
 import json
 
-import pytest
-import torch
-
 import eval_knn
 from detection import convert_to_detectron2
 from src.checkpoints.store import read_run
 from src.models.pretrained import load_backbone
 from tests.helpers import run
 from tests.scripts.test_right_numbers import SMALL, save_run
+
+import pytest
+import torch
 
 
 @pytest.mark.parametrize("names", [["x.pth"], ["x.pkl", "x.pth"]], ids=["torchvision", "detectron2 and back"])

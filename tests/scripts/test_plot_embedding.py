@@ -2,10 +2,10 @@
 
 import importlib.util
 
+from tests.helpers import run
+
 import numpy as np
 import pytest
-
-from tests.helpers import run
 
 BASE = ["--arch", "resnet18", "--width", "0.125", "--stem", "small", "--crop_size", 32, "--resize", 32, "--workers", 0]
 

@@ -1,9 +1,9 @@
 import json
 
+from tests.helpers import run
+
 import pytest
 from PIL import Image
-
-from tests.helpers import run
 
 
 @pytest.mark.slow

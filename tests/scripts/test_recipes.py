@@ -6,8 +6,6 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 import eval_linear
 import eval_semisup
 import main_disco
@@ -18,6 +16,8 @@ import main_w2ssl
 from src.evaluation.protocols import LINEAR, SEMISUP
 from tests.built import built, judged, resolved
 from tests.helpers import ROOT
+
+import pytest
 
 SCRIPTS = ROOT / "scripts"
 

@@ -5,12 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-from torch import nn
-
 from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
 from src.data.folder import FolderImages
@@ -23,6 +17,12 @@ from src.methods.swav import SwAV
 from src.models.backbones import create_backbone
 from src.optim.larc import LARC
 from tests.helpers import on_ranks, run
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
 
 SMALL = {"method": "swav", "arch": "resnet18", "width": 0.125, "stem": "small_pool", "eval_size": 32, "eval_resize": 36,
          "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}  # fmt: skip

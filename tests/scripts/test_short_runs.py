@@ -1,8 +1,5 @@
 """A default that nobody typed never forbids a run: it adapts, and says so. What was typed is refused if nonsense."""
 
-import pytest
-import torch
-
 import eval_knn
 import main_cwrgp
 import main_dino
@@ -15,6 +12,9 @@ from src.errors import UserError
 from src.pretraining import Plan
 from tests.built import FakeImages, built
 from tests.helpers import run
+
+import pytest
+import torch
 
 WARMED_UP = {
     main_swav: ("warmup_epochs", 10), main_w2ssl: ("warmup_epochs", None), main_dino: ("warmup_epochs", 10),

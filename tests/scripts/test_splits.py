@@ -5,12 +5,12 @@ import importlib
 import io
 import shutil
 
-import pytest
-import torch
-
 from src.checkpoints.store import read_run
 from src.cli import Call
 from tests.helpers import on_ranks
+
+import pytest
+import torch
 
 TINY = (
     "--arch resnet18 --width 0.0625 --stem small --device cpu --tensorboard false --workers 0 --epochs 2 --log_every 1"

@@ -5,13 +5,13 @@ import os
 import signal
 import time
 
-import pytest
-import torch
-
 from src.checkpoints.store import read_run
 from src.errors import UserError
 from tests.helpers import run, torchrun
 from tests.runs import children_of, kill_everything, start, wait_for_steps
+
+import pytest
+import torch
 
 SWAV = (
     "main_swav.py --arch resnet18 --width 0.0625 --stem small --device cpu --tensorboard false --size_crops 16 "

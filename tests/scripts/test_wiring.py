@@ -6,10 +6,6 @@ group of the optimiser, a schedule's value, a view) is computed here anew, by th
 
 import math
 
-import pytest
-import torch
-from torch import nn
-
 import main_disco
 import main_intl
 import main_swav
@@ -39,6 +35,10 @@ from tests.scripts.test_recipes import (
     W2SSL_RECIPES,
     command_of,
 )
+
+import pytest
+import torch
+from torch import nn
 
 
 def half_cosine(share, base, final=0.0):

@@ -1,11 +1,5 @@
 import json
 
-import pytest
-import torch
-import torchvision
-from torch import nn
-from torch.nn import functional as F
-
 from src.errors import UserError
 from src.methods.swav import SwAV
 from src.models.backbones import (
@@ -19,6 +13,12 @@ from src.models.backbones import (
 from src.models.backbones.resnet import RESNETS
 from src.models.heads import MultiPrototypes, projector
 from tests.helpers import ROOT
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])

@@ -1,14 +1,14 @@
 """TWIST's transformers: timm's numbers at 224 pixels, DINO's position table elsewhere, the published keys."""
 
+from src.errors import UserError
+from src.models.backbones import create_backbone, feature_width
+from src.models.backbones.vit import interpolate_positions
+
 import numpy as np
 import pytest
 import timm
 import torch
 from torch.nn import functional as F
-
-from src.errors import UserError
-from src.models.backbones import create_backbone, feature_width
-from src.models.backbones.vit import interpolate_positions
 
 
 def test_at_224_pixels_it_is_timms():
