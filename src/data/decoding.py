@@ -127,7 +127,9 @@ class Decoding:
             found = self._to_levels(_array(image), _kind(image))
         if found.shape[2] != self.channels:
             raise UserError(_channels(found.shape[2], self.channels))
-        return found if orientation == 1 else _turned(found, orientation)
+        if orientation == 1:
+            return found
+        return turned_pixels(torch.from_numpy(found).permute(2, 0, 1), orientation).permute(1, 2, 0).numpy()
 
     def _to_levels(self, values: np.ndarray, kind: str) -> np.ndarray:
         """(h, w, n) uint8: value_range to 0..255, rounded; what lies outside is cut off only if the user gave it."""
@@ -168,11 +170,6 @@ def _channels(found: int, expected: int) -> str:
     return f"an image of {found} channels, where --channels {expected} are expected"
 
 
-def _turned(planes: np.ndarray, orientation: int) -> np.ndarray:
-    turned = [np.asarray(Image.fromarray(plane).transpose(_TURNS[orientation])) for plane in np.moveaxis(planes, 2, 0)]
-    return np.stack(turned, axis=2)
-
-
 def decode_jpeg(image: Opened) -> Tensor | None:
     """(3, h, w) uint8 of a colour JPEG at full scale, not turned; None for anything else, and where this decoder fails.
 
@@ -180,7 +177,7 @@ def decode_jpeg(image: Opened) -> Tensor | None:
     """
     if _decode_jpeg is None or not isinstance(image, ImageFile.ImageFile) or image.fp is None:
         return None
-    if image.format not in ("JPEG", "MPO") or image.mode != "RGB":
+    if image.format not in ("JPEG", "MPO") or image.mode != "RGB" or image.tell():  # the first picture of the file
         return None
     image.fp.seek(0)
     content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
@@ -188,8 +185,7 @@ def decode_jpeg(image: Opened) -> Tensor | None:
         pixels: Tensor = _decode_jpeg(content)
     except RuntimeError:  # a damaged file, or a torchvision without libjpeg: Pillow decides
         return None
-    # not so where it was opened at a reduced scale, or at another picture of the file
-    return pixels if pixels.shape == (3, image.height, image.width) and image.tell() == 0 else None
+    return pixels if pixels.shape == (3, image.height, image.width) else None  # it was opened at a reduced scale
 
 
 def turned_pixels(pixels: Tensor, orientation: int) -> Tensor:

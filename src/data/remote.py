@@ -57,7 +57,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def read(url: str, start: int = 0, size: int | None = None) -> bytes:
-    """The content of a file, or ``size`` bytes of it from ``start`` on.
+    """The content of a file; with a size, so many bytes of it from ``start`` on.
 
     What fails is tried again, after longer and longer pauses. A file that is not there raises FileNotFoundError; one
     that cannot be had after TRIES tries raises UserError, since going on without it would give other numbers.
@@ -65,10 +65,10 @@ def read(url: str, start: int = 0, size: int | None = None) -> bytes:
     if size == 0:  # there is no way to ask for it
         return b""
     system, path = file_system(url)
-    end = None if size is None else start + size
+    bounds = {} if size is None else {"start": start, "end": start + size}
 
     def read_once() -> bytes:
-        content: bytes = system.cat_file(path, start=start or (None if size is None else 0), end=end)
+        content: bytes = system.cat_file(path, **bounds)
         if size is not None and len(content) > size:
             raise WholeFilesOnly(f"{url}: this server sends whole files only, where parts of them are needed")
         if size is not None and len(content) < size:

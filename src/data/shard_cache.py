@@ -21,11 +21,18 @@ _IDLE = 24 * 3600.0  # seconds after which a copy that nobody has read is nobody
 
 
 class RemoteShard(NamedTuple):
-    """A shard on a server: its URL, its size in bytes, and a number that changes when it does (0: none is known)."""
+    """A shard on a server, with its size in bytes and what else :class:`remote.State` says."""
 
     url: str
     size: int
     version: int = 0
+    changed: float | None = None
+
+    @classmethod
+    def now(cls, url: str) -> "RemoteShard":
+        """As it is on the server; fails as :func:`remote.state` does."""
+        version, size, changed = remote.state(url)
+        return cls(url, size, version, changed)
 
 
 class ShardCache:
@@ -99,7 +106,7 @@ class ShardCache:
                 file.write(remote.read(shard.url, start, min(_CHUNK, shard.size - start)))
                 file.flush()
             os.fsync(file.fileno())
-            if remote.state(shard.url)[:2] != (shard.version, shard.size):
+            if RemoteShard.now(shard.url) != shard:
                 part.unlink()
                 raise UserError(f"{shard.url} was changed while it was copied")
             os.replace(part, target)

@@ -65,8 +65,8 @@ def read_index(shard: str | RemoteShard) -> ShardIndex:
 def _kept(shard: str | RemoteShard) -> ShardIndex | None:
     """The list beside a shard; None for one that may be another shard's."""
     if isinstance(shard, RemoteShard):
-        times = [remote.state(url).changed for url in (shard.url + LISTING, shard.url)]
-        if times[0] is None or times[1] is None or times[0] < times[1]:
+        written = remote.state(shard.url + LISTING).changed
+        if written is None or shard.changed is None or written < shard.changed:
             return None
         listing: Any = io.BytesIO(remote.read(shard.url + LISTING))
     else:

@@ -10,11 +10,11 @@ import glob
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -28,6 +28,9 @@ from .shard_cache import RemoteShard, ShardCache, bounded_cache, name_of_copy
 from .shard_index import ShardIndex, read_index
 from ..errors import UserError, first_line
 from ..checkpoints.files import write_atomically
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 CACHE_VARIABLE = "SSL_SHARD_CACHE"
 _BOUNDED = "bounded"  # the copies that may go lie apart from those that stay
@@ -71,7 +74,7 @@ class ShardImages:
             raise UserError(f"{pipes[0]} would run a command on this machine: say --run_pipes if you trust it")
         self._ahead, self._cache = ReadAhead(), bounded_cache(folder / _BOUNDED, int((cache_gb or 0) * 1e9))
         have = partial(_local_copy, folder=folder) if cache_gb is None else _asked
-        self._shards: list[str | RemoteShard] = list(remote.in_parallel(have, shards))
+        self._shards: list[str | RemoteShard] = list(_of_each(have, shards))
         self._own_copies = {self._cache.place(one).name for one in self._shards if isinstance(one, RemoteShard)}
         _tell_unknown_versions(self._shards)
         if self._own_copies:  # to look through shards on a server again is slow, however few they are
@@ -146,9 +149,7 @@ def _listed(shards: Sequence[str | RemoteShard]) -> PackedIndex:
     packer = Packer()
     states = _states(shards)
     indices = []
-    found = tqdm(
-        remote.in_parallel(read_index, shards), "reading shards", total=len(shards), disable=None, leave=False
-    )
+    found = tqdm(_of_each(read_index, shards), "reading shards", total=len(shards), disable=None, leave=False)
     for shard, index in zip(shards, found, strict=True):
         name = os.path.basename(shard.url if isinstance(shard, RemoteShard) else shard)
         packer.add([f"{name}:{member}" for member in index.names.tolist()])
@@ -176,6 +177,12 @@ def _states(shards: Sequence[str | RemoteShard]) -> dict[str, np.ndarray]:
     }
 
 
+def _of_each(call: Callable[[S], T], shards: Sequence[S]) -> Iterable[T]:
+    """``call`` of each shard. Servers answer many as fast as one; local files are read twice as fast one by one."""
+    any_remote = any(isinstance(shard, RemoteShard) or _is_remote(str(shard)) for shard in shards)
+    return remote.in_parallel(call, shards) if any_remote else map(call, shards)
+
+
 def _tell_unknown_versions(shards: Sequence[str | RemoteShard]) -> None:
     unknown = [shard.url for shard in shards if isinstance(shard, RemoteShard) and not shard.version]
     if unknown:
@@ -197,10 +204,9 @@ def _asked(shard: str) -> str | RemoteShard:
     if _gives_whole_only(shard):
         raise UserError(f"{shard} cannot be read in parts: leave out --shard_cache_gb, and it is copied before the start")
     try:
-        version, size, _ = remote.state(shard)
+        return RemoteShard.now(shard)
     except FileNotFoundError:
         raise UserError(f"{shard} does not exist") from None
-    return RemoteShard(shard, size, version)
 
 
 def _webdataset() -> tuple[Callable[[str], list[str]], Callable[[str], BinaryIO]]:
@@ -246,16 +252,17 @@ def _local_copy(shard: str, folder: Path) -> str:
     if copy.exists():
         return str(copy)
     try:
-        if not _gives_whole_only(shard):
-            return str(_fetched(shard, folder))
-        print(f"fetching {shard} into {folder}", file=sys.stderr)
-        gopen = _webdataset()[1]
+        if _gives_whole_only(shard):
+            _tell_fetching(shard, folder)
+            gopen = _webdataset()[1]
 
-        def fetch(target: BinaryIO) -> None:
-            with gopen(shard) as source:
-                shutil.copyfileobj(source, target, 1 << 20)
+            def fetch(target: BinaryIO) -> None:
+                with gopen(shard) as source:
+                    shutil.copyfileobj(source, target, 1 << 20)
 
-        write_atomically(copy, fetch)
+            write_atomically(copy, fetch)
+        else:
+            _fetch(shard, folder, copy)
     except FileNotFoundError:
         raise UserError(f"cannot fetch {shard}: it does not exist") from None
     except (OSError, ValueError) as error:
@@ -263,16 +270,15 @@ def _local_copy(shard: str, folder: Path) -> str:
     return str(copy)
 
 
-def _fetched(shard: str, folder: Path) -> Path:
-    """The copy of a shard that fsspec can open: by parts, if the server sends parts."""
-    cache = ShardCache(folder)
+def _fetch(shard: str, folder: Path, copy: Path) -> None:
+    """Copies a shard that fsspec can open: by parts, if the server sends parts."""
     try:
-        version, size, _ = remote.state(shard)
-        print(f"fetching {shard} into {folder}", file=sys.stderr)
-        remote_shard = RemoteShard(shard, size, version)
-        cache.fetch(remote_shard)
-        return cache.place(remote_shard)
+        known = RemoteShard.now(shard)
+        _tell_fetching(shard, folder)
+        ShardCache(folder).fetch(known)
     except remote.WholeFilesOnly:
-        copy = folder / name_of_copy(shard)
         write_atomically(copy, lambda target: remote.copy_whole(shard, target))
-        return copy
+
+
+def _tell_fetching(shard: str, folder: Path) -> None:
+    print(f"fetching {shard} into {folder}", file=sys.stderr)

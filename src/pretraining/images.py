@@ -64,16 +64,16 @@ def cache_of(data: TrainingDataSettings, images: ImageSource) -> ImageCache | No
         return None
     # all processes decide alike, however much each of them finds free
     needed = max(collectives.gather_everywhere(bytes_decoded(images)))
-    free = min(collectives.gather_everywhere(free_memory()))
-    if needed > free * SHARE:
+    room = min(collectives.gather_everywhere(free_memory())) * SHARE
+    if needed > room:
         raise UserError(
-            f"--cache_images ram: the decoded images take about {needed / 1e9:.2g} GB, and {free * SHARE / 1e9:.2g} GB "
+            f"--cache_images ram: the decoded images take about {needed / 1e9:.2g} GB, and {room / 1e9:.2g} GB "
             f"of memory can be had at {memory_folder()}"
         )
     name = collectives.broadcast_object(f"ssl-vision-{uuid.uuid4().hex}")
     try:
         # some more than was estimated, if there is as much
-        cache = ImageCache(name, len(images), int(min(free * SHARE, 1.1 * needed)))
+        cache = ImageCache(name, len(images), int(min(room, 1.1 * needed)))
         problem = ""
     except OSError as error:
         problem = first_line(error)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scripts import make_lmdb
 from src.data.datasets import How, open_images
-from src.data.decoding import Decoding, Stack
+from src.data.decoding import Decoding, Stack, decode_jpeg
 from src.data.folder import FolderImages
 from src.data.loading import ViewDataset, collate
 from src.data.sampling import Position
@@ -182,3 +182,64 @@ def test_whatever_a_decoder_raises_is_one_unreadable_image(tmp_path, monkeypatch
         left_out = ViewDataset(source, [CentreView(8, 8)], replace=False)[Position(0, 1)]
         assert (left_out.views, len(left_out.unreadable)) == ([], 1)
         assert ViewDataset(source, [CentreView(8, 8)])[Position(0, 1)].image == 2
+
+
+def jpeg(image, **options):
+    file = io.BytesIO()
+    image.save(file, "jpeg", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_fast_decoder_gives_pillows_levels(photograph, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = jpeg(photograph.resize((50, 37)), exif=exif, progressive=orientation % 2 == 0, subsampling=orientation % 3)
+    expected = np.asarray(Decoding().picture(Image.open(io.BytesIO(content)), orientation))
+    picture = Picture(Image.open(io.BytesIO(content)))
+    assert decode_jpeg(Image.open(io.BytesIO(content))) is not None
+    assert np.array_equal(picture.pixels.permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(np.asarray(picture.image), expected)
+
+
+def test_the_fast_decoder_leaves_to_pillow_what_is_not_its_own(photograph, tmp_path):
+    assert decode_jpeg(Image.open(io.BytesIO(jpeg(photograph.convert("L"))))) is None
+    assert decode_jpeg(Image.open(io.BytesIO(jpeg(photograph.convert("CMYK"))))) is None
+    photograph.save(tmp_path / "a.png")
+    assert decode_jpeg(Image.open(tmp_path / "a.png")) is None
+    assert decode_jpeg(photograph) is None
+    reduced = Image.open(io.BytesIO(jpeg(photograph)))
+    reduced.draft("RGB", (photograph.width // 4, photograph.height // 4))
+    assert decode_jpeg(reduced) is None
+    assert Picture(reduced).pixels.shape[1:] == reduced.size[::-1]
+
+
+def test_damaged_files_are_judged_as_pillow_judges_them(photograph):
+    rng = np.random.default_rng(0)
+    whole = jpeg(photograph.resize((160, 120)))
+    verdicts = set()
+    for number in range(200):
+        content = bytearray(whole)
+        at = int(rng.integers(len(content) // 2, len(content) - 60))
+        if number % 4 == 0:
+            del content[at:]
+        elif number % 4 == 1:
+            content[at] ^= 1 << int(rng.integers(8))
+        elif number % 4 == 2:
+            content[at : at + 50] = bytes(50)
+        else:
+            content[at : at + 2] = bytes([0xFF, int(rng.integers(0xC0, 0xFF))])
+        results = []
+        for levels in (
+            lambda opened: np.asarray(opened.convert("RGB")),
+            lambda opened: Picture(opened).pixels.permute(1, 2, 0).numpy(),
+        ):
+            try:
+                results.append(levels(Image.open(io.BytesIO(bytes(content)))))
+            except Exception:  # whatever Pillow raises
+                results.append(None)
+        by_pillow, ours = results
+        assert (by_pillow is None) == (ours is None)
+        assert by_pillow is None or np.array_equal(by_pillow, ours)
+        verdicts.add(by_pillow is None)
+    assert verdicts == {True, False}
