@@ -22,14 +22,10 @@ from src.data.own_class import OwnImages
 from src.data.sampling import ResumableBatches
 from src.data.splits import find_split, find_training, find_val_beside
 from src.errors import UserError
+from tests.data.servers import serving
 from tests.data.test_sources import VIEWS, assert_same_images
 from tests.helpers import run
 from tests.scripts.test_main_swav import command
-
-
-@pytest.fixture
-def folder(patches):
-    return FolderImages(patches / "train")
 
 
 def rows_of(folder, names=None):
@@ -164,54 +160,28 @@ def test_a_run_on_a_list_is_that_on_the_folder(patches, folder, tmp_path):
 # ------------------------------------------------------------------------------------------------ the network
 
 
-class Shaky(SimpleHTTPRequestHandler):
-    """Fails in turn: an error of the server, a cut connection, then what was asked for."""
-
-    faults = 2
-    served: dict[str, int] = {}  # noqa: RUF012
-
-    def do_GET(self):
-        count = self.served[self.path] = self.served.get(self.path, 0) + 1
-        if count <= self.faults:
-            if count % 2:
-                self.send_error(500)
-            else:
-                self.send_response(200)
-                self.send_header("Content-Length", "1000000")
-                self.end_headers()
-                self.wfile.write(b"cut")
-                self.close_connection = True
-            return
-        super().do_GET()
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def server(patches, monkeypatch):
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
-    Shaky.served, Shaky.faults = {}, 2
-    started = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Shaky(*a, directory=str(patches / "train")))
-    threading.Thread(target=started.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{started.server_port}"
-    started.shutdown()
+    with serving(patches / "train") as started:
+        started.faults.kinds = ("error", "cut")
+        yield started
 
 
 def test_urls_are_read_in_spite_of_faults(folder, tmp_path, server):
-    path = write(tmp_path / "urls.csv", rows_of(folder, [f"{server}/{name}" for name in folder.names]))
+    path = write(tmp_path / "urls.csv", rows_of(folder, [f"{server.url}/{name}" for name in folder.names]))
     source = ListImages(path)
-    assert source.name(3) == f"{server}/{folder.names[3]}"
+    assert source.name(3) == f"{server.url}/{folder.names[3]}"
     assert_same_images(source, folder)
 
 
 def test_a_server_that_stays_broken_stops_the_run_and_a_missing_file_does_not(folder, server):
     with pytest.raises(FileNotFoundError):
-        remote.read(f"{server}/nothing.png")
-    Shaky.faults = 1000
+        remote.read(f"{server.url}/nothing.png")
+    server.faults.kinds = ("error", "cut") * 500
     with pytest.raises(UserError, match="could not be read in 6 tries"):
-        remote.read(f"{server}/{folder.names[0]}")
+        remote.read(f"{server.url}/{folder.names[0]}")
 
 
 # ------------------------------------------------------------------------------------------------ mixtures

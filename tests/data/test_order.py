@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from src.data.order import KeyedOrder, TorchOrder, WeightedOrder
+from src.data.mixture import Mixture
+from src.data.order import KeyedOrder, ShardOrder, TorchOrder, WeightedOrder
 from src.data.sampling import ResumableBatches
+from src.data.shards import ShardImages
+from src.data.source import first_images
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 16, 17, 1000, 4097, 100_003])
@@ -95,3 +98,49 @@ def test_the_published_order_takes_no_more_memory_than_an_epoch():
     order = TorchOrder(10, 0)
     expected = torch.randperm(10, generator=torch.Generator().manual_seed(6)).numpy()
     assert (order.images(6, np.arange(10)) == expected).all()
+
+
+@pytest.mark.parametrize(("sizes", "window"), [([7, 3, 12, 5, 9], 2), ([4] * 9, 3), ([5], 16), ([0, 3, 0, 8], 1), ([1, 1], 1)])
+def test_shard_orders_are_permutations_of_few_shards_at_a_time(sizes, window):
+    ends = np.cumsum(sizes)
+    order = ShardOrder(ends, seed=3, window=window)
+    epochs = [order.images(epoch, np.arange(ends[-1])) for epoch in range(4)]
+    for epoch, found in enumerate(epochs):
+        assert sorted(found.tolist()) == list(range(ends[-1]))
+        shards = np.searchsorted(ends, found, side="right")
+        # of a shard all images come before its block is left
+        first, last = (np.array([f(np.flatnonzero(shards == s)) for s in set(shards)]) for f in (np.min, np.max))
+        overlapping = [sum(int(a <= at <= b) for a, b in zip(first, last, strict=True)) for at in range(len(found))]
+        assert max(overlapping) <= window
+        for position in range(len(found)):
+            now = np.searchsorted(ends, order.soon(epoch, int(found[position])), side="right")
+            assert shards[position] in now[:window]
+            later = shards[position:]
+            other = next((s for s in later if s not in now[:window]), None)
+            assert other is None or other in now, "what comes next is announced"
+    if ends[-1] > 20:
+        assert any((epochs[0] != one).any() for one in epochs[1:])
+    some = np.array([ends[-1] - 1, 0, 0])
+    assert (order.images(2, some) == epochs[2][some]).all()
+
+
+def test_the_next_epochs_shards_are_announced_at_the_end_of_one():
+    ends = np.arange(5, 105, 5)
+    order = ShardOrder(ends, window=4)
+    last = int(order.images(0, np.array([99]))[0])
+    announced = np.searchsorted(ends, order.soon(0, last), side="right")
+    first_of_next = np.searchsorted(ends, order.images(1, np.arange(20)), side="right")
+    assert set(first_of_next) == set(announced[4:])
+
+
+def test_parts_and_mixtures_of_shards_have_an_order_too(shards):
+    source = ShardImages(shards)
+    assert first_images(source, 25).storage_ends.tolist() == [10, 20, 25, 25, 25, 25, 25, 25, 25, 25]
+    mixed = Mixture([source, source])
+    assert mixed.storage_ends[[9, 10, -1]].tolist() == [96, 106, 192]
+    order = ShardOrder(mixed.storage_ends, window=3)
+    assert sorted(order.images(0, np.arange(192)).tolist()) == list(range(192))
+    seen = []
+    source.read_ahead = lambda images, soon: seen.append((images, soon))
+    mixed.read_ahead([3, 100], [180])
+    assert seen == [([3], []), ([4], [84])]

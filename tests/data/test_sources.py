@@ -42,11 +42,6 @@ def write_shards(source, folder, per_shard=40, labels=True):
 
 
 @pytest.fixture
-def folder(patches):
-    return FolderImages(patches / "train")
-
-
-@pytest.fixture
 def lmdb_path(patches, tmp_path):
     assert make_lmdb.main(["--data_path", str(patches / "train"), "--out", str(tmp_path / "train.lmdb")]) == 0
     return tmp_path / "train.lmdb"
