@@ -62,7 +62,8 @@ LONG = ("--epochs", 8, "--batch_size", 8, "--log_every", 1, "--save_every", 2, "
         "--epoch_queue_starts", 1, "--freeze_prototypes_niters", 5)  # fmt: skip
 
 
-@pytest.mark.parametrize("augment_on", ["worker", pytest.param("device", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("augment_on", ["worker", "device"])
 def test_killed_at_random_points_it_ends_in_the_same_weights(patches, tmp_path, augment_on):
     long = (*LONG, "--augment_on", augment_on)
     undisturbed = run(*command(patches, tmp_path / "a", *long, "--workers", 1))
@@ -75,7 +76,8 @@ OFFLINE = ("--epochs", 5, "--batch_size", 8, "--log_every", 1, "--save_every", 5
 
 
 @pytest.mark.parametrize("method", [
-    ["deepcluster-v2"], ["sela-v2"],
+    ["deepcluster-v2"],
+    pytest.param(["sela-v2"], marks=pytest.mark.slow),
     pytest.param(["sela-v2", "--sela_hard", "false", "--nmb_prototypes", 6, 6], marks=pytest.mark.slow),
 ], ids=["deepcluster-v2", "sela-v2", "sela-v2 with soft codes"])  # fmt: skip
 def test_clustering_runs_end_in_the_same_weights_and_assignments(patches, tmp_path, method):
