@@ -88,7 +88,8 @@ VALUES = {
     "min1": ["0.5"], "more_data": ["/m"], "path_column": ["p"],
     "label_column": ["l"], "weights": ["2"], "moco_dim": ["64"], "nmb_crops": ["3", "2 1"],
     "nmb_prototypes": ["5", "5 5"],
-    "program": ["intl_cifar", "cwrgp_small"], "queue_length": ["16"], "schedule": ["3 5"], "size_dataset": ["32"],
+    "program": ["intl_cifar", "cwrgp_small"], "queue_length": ["16"], "schedule": ["3 5"], "shard_cache_gb": ["5"],
+    "size_dataset": ["32"],
     "solarization_prob": ["0.5 0.5"], "sync_bn": ["none", "false"], "teacher": ["/u"], "teacher_arch": ["resnet50"],
     "trade_off": ["0.7"], "val_path": ["/v"], "w_size": ["4"], "warmup_epochs": ["4"], "warmup_iters": ["3"],
 }  # fmt: skip
