@@ -19,6 +19,7 @@ from src.methods.dino import Dino, DinoSettings
 from src.models.backbones import BackboneSpec
 from src.models.backbones.resnet import RESNETS
 from src.optim.lars import split_by_adaptation
+from src.optim.plain import SGD, adamw
 from src.optim.schedules import warmup_cosine
 from src.parallel import sync_bn
 from src.pretraining import Plan, Pretraining, PretrainingSettings, RunSettings
@@ -103,8 +104,8 @@ def build_optimizer(optim: OptimSettings, method: Dino) -> torch.optim.Optimizer
     weights, plain = split_by_adaptation(method.named_parameters())
     groups = [weights, {**plain, "weight_decay": 0.0, "weight_decay_fixed": True}]
     if optim.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+        return SGD(groups, lr=optim.lr, momentum=0.9, weight_decay=optim.weight_decay)
+    return adamw(groups, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
 def echo(run: Pretraining[Settings], method: Dino, monitor: Monitor) -> None:

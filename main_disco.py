@@ -26,11 +26,11 @@ from src.methods.moco import MoCo, MoCoHeadSettings, MoCoSettings
 from src.methods.queue_base import QueueMethod
 from src.models.backbones import ResidualStart, feature_width
 from src.models.teacher import Teacher
+from src.optim.plain import SGD
 from src.optim.schedules import multistep, warmup_cosine
 from src.pretraining import Plan, Pretraining, PretrainingSettings
 from src.settings import Word, replaced, setting
 
-import torch
 from torch import nn
 
 
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     method = METHODS[settings.method](settings, backbone, head, teacher)
     pretraining.place(run, method)
     optim = settings.optim
-    optimizer = torch.optim.SGD(
+    optimizer = SGD(
         (parameter for parameter in method.parameters() if parameter.requires_grad),
         lr=optim.lr,
         momentum=optim.momentum,

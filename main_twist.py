@@ -27,6 +27,7 @@ from src.evaluation.clustering import class_prediction, clustering_scores
 from src.losses.twist import entropy_bound
 from src.methods.twist import Twist, TwistModelSettings, TwistSettings
 from src.optim.lars import LARS, split_by_adaptation
+from src.optim.plain import SGD, adamw
 from src.optim.schedules import phased, warmup_cosine
 from src.pretraining import Plan, Pretraining, PretrainingSettings, RunSettings
 from src.settings import Word, replaced, setting
@@ -194,15 +195,15 @@ def _lars(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch
 
 
 def _sgd(groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay)
+    return SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "lars": _lars,
     "lars_oss": _lars,
     "sgd": _sgd,
-    "admw": torch.optim.AdamW,
-    "adamw": torch.optim.AdamW,
+    "admw": adamw,
+    "adamw": adamw,
 }
 
 

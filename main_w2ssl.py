@@ -18,6 +18,7 @@ from src.engine.precision import PrecisionSettings
 from src.errors import UserError
 from src.methods.w2ssl import W2SSL, W2SSLSettings, loss_of_equal_features
 from src.optim.lars import LARS, split_by_adaptation
+from src.optim.plain import adamw
 from src.optim.schedules import fractional_cosine
 from src.parallel import sync_bn
 from src.pretraining import Plan, Pretraining, PretrainingSettings
@@ -135,7 +136,7 @@ def build_optimizer(optim: OptimSettings, method: W2SSL, base: float) -> torch.o
     """LARS without decay and adaptation of one-dimensional parameters, or AdamW with all alike."""
     if optim.optimizer == "adamw":
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(trained, lr=base, weight_decay=optim.wd)
+        return adamw(trained, lr=base, weight_decay=optim.wd)
     groups = split_by_adaptation(method.named_parameters())
     return LARS(groups, lr=base, momentum=optim.momentum, weight_decay=optim.wd, variant="moco-v3")
 

@@ -1,10 +1,8 @@
 """Small real images, cut once for all tests from the photographs in data/."""
 
-import shutil
 from pathlib import Path
 
-from src.data.patches import cut_patches
-from tests.helpers import ROOT
+from tests.helpers import ROOT, photograph_patches
 
 import pytest
 import torch
@@ -16,14 +14,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``train`` and ``test`` with 4 classes of 24 and 8 patches of 64 pixels."""
+    """What :func:`photograph_patches` makes, once for all tests."""
     shared = tmp_path_factory.getbasetemp().parent / "patches"
     with FileLock(f"{shared}.lock"):  # the workers of pytest-xdist share the folder
         if not shared.exists():
-            photographs = tmp_path_factory.mktemp("photographs")
-            for name in ("stream", "brushes", "leaf", "dogs"):
-                shutil.copy(ROOT / "data" / "photographs" / f"{name}.jpg", photographs)
-            cut_patches(photographs, shared, size=64, max_train=24, max_test=8)
+            photograph_patches(shared)
     return shared
 
 

@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from src.data.patches import cut_patches
+
 import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def photograph_patches(folder: Path) -> Path:
+    """``train`` and ``test`` in ``folder``: 4 classes of 24 and 8 patches of 64 pixels, cut from real photographs."""
+    with tempfile.TemporaryDirectory() as photographs:
+        for name in ("stream", "brushes", "leaf", "dogs"):
+            shutil.copy(ROOT / "data" / "photographs" / f"{name}.jpg", photographs)
+        cut_patches(photographs, folder, size=64, max_train=24, max_test=8)
+    return folder
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ import itertools
 import shlex
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,22 +39,36 @@ def training_of(name: str, patches: Path, runs: Path, device: torch.device, *ext
     return Training(**{**found.training, "monitor": mock.MagicMock(), "checkpoints": None, "evaluations": ()})
 
 
-def steps(training: Training, waits: set[str] | None = None) -> Iterator[dict[str, torch.Tensor]]:
-    """Makes the training's steps of two epochs; gives their outputs.
+def make_teacher(patches: Path, runs: Path) -> None:
+    """A checkpoint of ``moco`` after a step, where :func:`training_of` expects it."""
+    script, *words = shlex.split(LINES["moco"].format(data=patches, runs=runs))
+    words += ["--dump_path", str(runs / "moco"), "--workers", "0", "--max_steps", "1"]
+    assert not importlib.import_module(script.removesuffix(".py")).main(words)
 
-    The places that wait for the GPU are added to ``waits``, except in the first step, which allocates and tunes.
+
+def steps(
+    training: Training,
+    around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    counts: Sequence[int | None] = (None, None),
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Makes the training's steps of some epochs; gives their outputs.
+
+    Args:
+        around: what each step is made in.
+        counts: for each epoch how many of its steps are made; None = all.
     """
     clock, method = training.clock, training.method
     with torch.enable_grad():
         training._first_look()
-        for epoch in range(2):
+        for epoch, count in enumerate(counts):
+            clock.step = epoch * clock.steps_per_epoch
             method.train()
             method.before_epoch(clock)
             training.batches.seek(epoch)
             loader = iter(training.loader)
-            for _ in range(clock.steps_per_epoch):
+            for _ in range(count or clock.steps_per_epoch):
                 parts = list(itertools.islice(loader, training.accumulate))
-                with waits_named(waits) if waits is not None and clock.step else contextlib.nullcontext():
+                with around():
                     outputs = training._step(parts)
                     method.after_step(clock)
                 clock.step += 1
@@ -64,7 +78,8 @@ def steps(training: Training, waits: set[str] | None = None) -> Iterator[dict[st
 def waits_of(training: Training) -> list[str]:
     """The places where steps of two epochs wait for the GPU; AssertionError where the loss is not finite."""
     waits: set[str] = set()
-    for outputs in steps(training, waits):
+    # not in the first step, which allocates and tunes
+    for outputs in steps(training, lambda: waits_named(waits if training.clock.step else set())):
         assert torch.isfinite(outputs["loss"])
     return sorted(waits)
 

@@ -35,6 +35,9 @@ from .files import describe_mismatch, link, write_atomically
 from .run_file import FORMAT, read_run
 from .weights import write_weights
 
+# Options of optimisers that choose kernels for a device, and are no part of what a run computes
+KERNELS = ("fused", "foreach", "capturable")
+
 
 @dataclass
 class RunState:
@@ -287,11 +290,14 @@ def _restore(state: RunState, content: dict[str, Any], path: str, warn: Callable
 
 
 def _optimizer_parts(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """The saved state with the tensors of sharded parameters cut to this rank's part."""
+    """The saved state with the tensors of sharded parameters cut to this rank's part, for kernels of this device."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
+    groups = []
     for old, new in zip(saved["param_groups"], optimizer.state_dict()["param_groups"], strict=False):
         if old.keys() != new.keys():
             raise ValueError(f"it is another one, with other options ({', '.join(sorted(old.keys() ^ new.keys()))})")
+        groups.append({**old, **{name: new[name] for name in KERNELS if name in new}})
+    groups += saved["param_groups"][len(groups) :]
     state = {}
     for index, values in saved["state"].items():
         if index >= len(params):
@@ -300,7 +306,7 @@ def _optimizer_parts(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
             name: part_like(params[index], value) if torch.is_tensor(value) and value.ndim else value
             for name, value in values.items()
         }
-    return {**saved, "state": state}
+    return {**saved, "param_groups": groups, "state": state}
 
 
 def _share_out(buffer: Tensor, parts: list[Tensor], dimension: int) -> None:

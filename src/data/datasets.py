@@ -208,7 +208,7 @@ class TrainingDataSettings(SourceSettings):
 
     def colours_on(self, device: torch.device) -> bool:
         """Whether colours are changed on this device, and not in the workers."""
-        return self.augment_on == "device" or (self.augment_on == "auto" and device.type == "cuda")
+        return self.augment_on == "device" or (self.augment_on == "auto" and device.type != "cpu")
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,6 @@ def loader_of(
         ViewDataset(source, [view], replace=False),
         SequentialBatches(len(source), batch_size, rank=rank, world_size=world),
         workers=workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type != "cpu",
         persistent=False,
     )

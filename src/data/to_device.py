@@ -26,15 +26,15 @@ class ToDevice:
         self.mean, self.std = tuple(mean), tuple(std)
         self._scale = torch.tensor([1.0 / (255.0 * s) for s in std]).view(-1, 1, 1).to(device)
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1).to(device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.Stream(device) if device.type != "cpu" else None
 
     def __call__(self, batch: Batch) -> Batch:
         if self._stream is None:
             return self._prepare(batch)
         # the host runs ahead of the device: while that is at the step before, this stream readies the next batch
-        with torch.cuda.stream(self._stream):
+        with self._stream:
             ready = self._prepare(batch)
-        current = torch.cuda.current_stream(self.device)
+        current = torch.accelerator.current_stream(self.device)
         current.wait_stream(self._stream)
 
         def used_here(tensor: Tensor) -> Tensor:

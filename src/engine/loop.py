@@ -38,8 +38,6 @@ from .signals import Stopped, StopSignal
 
 Schedule = Callable[[Clock], float]
 
-_ADVICE = "Try a lower learning rate, a longer warm-up, a bound on the gradient norm, or --precision fp32"
-
 
 @dataclass
 class Training:
@@ -297,7 +295,7 @@ class Training:
         if self._bad_steps.item():
             raise Diverged(
                 f"the loss is not finite (in the {self.log_every} steps up to step {clock.step} of epoch "
-                f"{clock.epoch}); the last checkpoint is from before. {_ADVICE}"
+                f"{clock.epoch}); the last checkpoint is from before. {self.method.advice}"
             )
         seconds = time.perf_counter() - interval.started
         rate = interval.images / seconds
@@ -339,7 +337,7 @@ class Training:
         if not all_finite_everywhere([*tensors_in(state), loss], self.device):
             raise Diverged(
                 f"weights, or what else a checkpoint holds, are not finite after step {self.clock.step}; no checkpoint "
-                f"is written, the last one is from before. {_ADVICE}"
+                f"is written, the last one is from before. {self.method.advice}"
             )
 
     def _save(self, epoch_finished: bool) -> None:

@@ -45,11 +45,11 @@ class Precision:
 def choose_precision(name: str, device: torch.device) -> Precision:
     """``auto`` is bf16 on GPUs that have it, fp16 on other GPUs, fp32 on the CPU (which is faster there)."""
     if name == "auto":
-        if device.type != "cuda":
+        if device.type == "cpu":
             name = "fp32"
         else:
             name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if name == "fp16" and device.type != "cuda":
+    if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on the CPU")
     dtypes = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     if name not in dtypes:

@@ -116,7 +116,7 @@ def loaders(task: Task, backbone: nn.Module) -> Loaders:
         )
 
     device = subject.prepare.device
-    pin = device.type == "cuda"
+    pin = device.type != "cpu"
     if recipe.features == "augmented":
         crop = RandomView(
             subject.view.size, (0.08, 1.0), jitter_probability=0.0, grayscale=0.0, blur=0.0, bicubic=recipe.bicubic

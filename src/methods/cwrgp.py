@@ -23,6 +23,8 @@ from .joint_embedding import WHITENING_ADVICE, JointEmbedding, Parts
 # How each method transforms a sub-batch; `bn` standardises, `plain` leaves it alone (and collapses)
 TRANSFORMS = {"cwrgp": "zca", "wmse": "cholesky", "pca": "pca", "bn": "bn", "plain": "plain"}
 
+LARGER_COVARIANCES = "--w_eps 1e-4, a smaller --w_size, fewer groups"
+
 
 @dataclass(frozen=True)
 class GroupWhiteningSettings:
@@ -95,6 +97,8 @@ class GroupWhitening(JointEmbedding):
         self.whitening: dict[str, Any] = {"groups": groups, "axis": axis, "eps": eps, "minus": minus}
         self.random_groups, self.normalise = random_groups, normalise
         self.covariance_weight, self.covariance_epochs = covariance_weight, covariance_epochs
+        if transform in get_args(Kind):
+            self.advice = f"{self.advice}. A covariance that cannot be whitened needs {LARGER_COVARIANCES}"
 
     @classmethod
     def build(cls, parts: Parts, method: str, own: GroupWhiteningSettings) -> "GroupWhitening":
@@ -162,6 +166,6 @@ class GroupWhitening(JointEmbedding):
             groups = self.whitening["groups"]
             raise Diverged(
                 f"the covariance of {len(x)} samples over {x.shape[1] // groups} channels cannot be whitened (rank "
-                f"{torch.linalg.matrix_rank(x - x.mean(dim=1, keepdim=True)).item()}): try --w_eps 1e-4, a smaller "
-                "--w_size, fewer groups, or a lower learning rate"
+                f"{torch.linalg.matrix_rank(x - x.mean(dim=1, keepdim=True)).item()}): try {LARGER_COVARIANCES}, "
+                "or a lower learning rate"
             ) from None

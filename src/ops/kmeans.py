@@ -15,7 +15,7 @@ from ..parallel import collectives
 
 def chunk_bytes_on(device: torch.device) -> int:
     """How many bytes of scores to hold at a time: enough to keep a GPU busy, few enough for a CPU's cache."""
-    return 1 << 28 if device.type == "cuda" else 1 << 22
+    return 1 << 22 if device.type == "cpu" else 1 << 28
 
 
 @torch.no_grad()

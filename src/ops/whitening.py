@@ -111,7 +111,7 @@ def group_whitening(
         permutation: (d,), of the features before they are cut into groups; undone afterwards.
 
     Returns:
-        (n, d). Raises torch.linalg.LinAlgError for a covariance that is not positive definite.
+        (n, d). See :func:`whitening_matrix` for covariances that are not positive definite.
     """
     samples, features = x.shape
     centred = x - x.mean(dim=1, keepdim=True) if axis == 0 else x - x.mean(dim=0)
@@ -131,13 +131,26 @@ def group_whitening(
 
 def whitening_matrix(covariance: Tensor, kind: Kind) -> Tensor:
     """(..., k, k) -> W with ``W^T covariance W = I``: symmetric (zca), triangular (cholesky), or principal directions
-    by falling variance (pca)."""
+    by falling variance (pca).
+
+    Where the covariance is not positive definite, this raises torch.linalg.LinAlgError on the CPU; on a GPU, which the
+    host would have to wait for, W is NaN.
+    """
     if kind == "cholesky":
-        lower = torch.linalg.cholesky(covariance)
+        lower, error = torch.linalg.cholesky_ex(covariance)
+        lower = _if_definite(error == 0, lower)
         identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         return torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False).mT
     eigenvalues, vectors = torch.linalg.eigh(covariance)
-    if not bool((eigenvalues[..., 0] > 0).all()):
-        raise torch.linalg.LinAlgError("the covariance is not positive definite")  # type: ignore[attr-defined]
+    eigenvalues = _if_definite(eigenvalues[..., 0] > 0, eigenvalues.unsqueeze(-2)).squeeze(-2)
     scaled = vectors * eigenvalues.rsqrt().unsqueeze(-2)
     return scaled @ vectors.mT if kind == "zca" else scaled.flip(-1)
+
+
+def _if_definite(is_definite: Tensor, values: Tensor) -> Tensor:
+    """(...), (..., k, l) -> the values."""
+    if values.device.type != "cpu":
+        return torch.where(is_definite[..., None, None], values, torch.nan)
+    if not bool(is_definite.all()):
+        raise torch.linalg.LinAlgError("the covariance is not positive definite")  # type: ignore[attr-defined]
+    return values

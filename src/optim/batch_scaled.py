@@ -8,6 +8,7 @@ import torch
 
 from ..cli import whole
 from ..settings import Word, setting
+from .plain import SGD, adam
 
 
 def _number(name: str) -> Callable[[list[str]], Mapping[str, Any]]:
@@ -60,5 +61,5 @@ class BatchScaledSettings:
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if self.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.wd)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, weight_decay=self.wd)
+            return adam(groups, lr=self.lr, weight_decay=self.wd)
+        return SGD(groups, lr=self.lr, momentum=0.9, weight_decay=self.wd)

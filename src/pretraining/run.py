@@ -120,7 +120,7 @@ def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: boo
         ViewDataset(images, views, settings.run.seed, colours_on_device=on_device, order=order, cache=cache),
         batches,
         workers=data.workers,
-        pin_memory=world.device.type == "cuda",
+        pin_memory=world.device.type != "cpu",
     )
     seed_everything(settings.run.seed, settings.run.deterministic)  # the weights are made next
     rows = steps_per_epoch * plan.accumulate * batch_size

@@ -8,6 +8,7 @@ from src.checkpoints.store import read_run
 from src.data.datasets import open_images, open_train_and_test
 from src.errors import UserError
 from src.models.backbones import create_backbone
+from src.optim.plain import SGD
 from tests import built
 from tests.helpers import run, torchrun
 from tests.runs import assert_same_end, kill_until_done
@@ -90,7 +91,7 @@ def test_views_of_the_programs():
 ])  # fmt: skip
 def test_what_decays(line, expected):
     run = built.built(main_intl, line)
-    assert isinstance(run.training["optimizer"], torch.optim.SGD)
+    assert isinstance(run.training["optimizer"], SGD)
     assert [(len(group["params"]), group["weight_decay"]) for group in run.groups] == expected
     assert all(group["momentum"] == 0.9 for group in run.groups)
 

@@ -22,6 +22,7 @@ from src.methods.swav_disco import SwAVDisCo
 from src.methods.w2ssl import W2SSL
 from src.optim.larc import LARC
 from src.optim.lars import LARS
+from src.optim.plain import SGD
 from tests.built import IMAGENET, built
 from tests.scripts.test_recipes import (
     COMMON,
@@ -221,7 +222,7 @@ def check_intl(run, flags):
     biases = [m.bias is not None for m in method.projection.modules() if isinstance(m, nn.Linear)]
     assert biases == [False, False, True]
     assert norms(method.projection) == 2
-    assert type(run.training["optimizer"]) is torch.optim.SGD
+    assert type(run.training["optimizer"]) is SGD
     imagenet = flags["std"] == [0.229, 0.224, 0.225]
     assert [group["weight_decay"] for group in run.groups] == ([0.0, flags["wd"]] if imagenet else [flags["wd"]])
     assert all(group["momentum"] == 0.9 for group in run.groups)
@@ -248,7 +249,7 @@ def check_cwrgp(run, flags):
     sizes = [flags["head_size"]] * (flags["head_layers"] - 1) + [flags["emb"]]
     assert [out for _, out in linears(method.head)] == sizes
     assert norms(method.head) == flags["head_layers"] - 1
-    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[flags["optimizer"]]
+    kind = {"adam": torch.optim.Adam, "sgd": SGD}[flags["optimizer"]]
     assert type(run.training["optimizer"]) is kind
     assert [group["weight_decay"] for group in run.groups] == [flags["wd"]]
     small = flags["optimizer"] == "adam"
@@ -279,7 +280,7 @@ def test_moco_and_disco(name):
         assert type(method) is DisCo
         assert list(method.terms) == flags["distill"]
         assert (method.contrastive_weight, method.distill_weight, method.norm) == (1.0, 1.0, "sum")
-    assert type(run.training["optimizer"]) is torch.optim.SGD
+    assert type(run.training["optimizer"]) is SGD
     (group,) = run.groups
     assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
     assert len(group["params"]) == sum(parameter.requires_grad for parameter in method.parameters())
