@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..clock import Clock
@@ -30,6 +31,7 @@ from ..errors import UserError
 from ..parallel import collectives
 from ..parallel.sharding import part_like, whole
 from . import identity
+from .background import Background, Snapshot
 from .checksum import FIELD, checksum
 from .files import describe_mismatch, link, write_atomically
 from .run_file import FORMAT, read_run
@@ -89,30 +91,36 @@ class CheckpointStore:
         self.frequency, self.keep_last = frequency, keep_last
         self.accepted = tuple(accepted)
         self.backbone_file = backbone_file
+        self.saved_step: int | None = None
+        self._background, self._snapshot = Background(), Snapshot()
+        self._group: dist.ProcessGroup | None = None
 
     # --- saving
 
     def save(self, state: RunState, epoch_finished: bool = False) -> None:
         """Saves on the main rank what all ranks hold. Every rank must call it at the same step."""
+        self.begin(state, epoch_finished)
+        self.finish()
+
+    def begin(self, state: RunState, epoch_finished: bool = False) -> None:
+        """The same while the caller goes on: it waits for a copy of everything, and for the save before, only.
+
+        Raises the error of the save before.
+        """
+        self._background.wait()
+        if collectives.world_size() > 1 and self._group is None:
+            group = dist.new_group(backend="gloo")  # the thread's own
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
         own = {
-            "buffers": {name: _cpu(state.method.get_buffer(name)) for name in state.per_rank_buffers},
+            "buffers": {name: state.method.get_buffer(name) for name in state.per_rank_buffers},
             "rng": _random_state(),
         }
         shared = {n: whole(t) for n, t in state.method.state_dict().items() if n not in state.per_rank_buffers}
         optimizer = whole(state.optimizer.state_dict())
-        per_rank = collectives.gather_to_main(own)
-        if per_rank is not None:
-            self._write(state, shared, optimizer, per_rank, epoch_finished)
-        collectives.barrier()
-
-    def _write(
-        self,
-        state: RunState,
-        shared: dict[str, Any],
-        optimizer: dict[str, Any],
-        per_rank: list[Any],
-        epoch_finished: bool,
-    ) -> None:
+        if not collectives.is_main():
+            shared, optimizer = {}, {}
+        own, shared, optimizer = self._snapshot.take((own, shared, optimizer))
         clock = state.clock
         content = {
             "format": FORMAT,
@@ -120,24 +128,50 @@ class CheckpointStore:
             "step": clock.step,
             "steps_per_epoch": clock.steps_per_epoch,
             "state_dict": shared,
-            "per_rank": per_rank,
+            "per_rank": [],
             "optimizer": optimizer,
             "scaler": state.scaler.state_dict(),
             "settings": self.settings,
             "world_size": collectives.world_size(),
             "batch_size": state.batch_size,
         }
+        last_epoch = clock.epoch - 1
+        is_kept = epoch_finished and (last_epoch % self.frequency == 0 or clock.epoch == clock.epochs)
+        kept_as = f"ckp-{last_epoch}.pth" if is_kept else None
+
+        def gather_and_write() -> None:
+            self._snapshot.arrive()
+            per_rank = collectives.gather_to_main(own, self._group)
+            if per_rank is not None:
+                self._write({**content, "per_rank": per_rank}, kept_as)
+            self.saved_step = content["step"]
+
+        self._background.start(gather_and_write)
+
+    def check(self) -> None:
+        """Raises the error of a save that has failed since; never waits."""
+        self._background.check()
+
+    def wait(self) -> None:
+        """Waits for a save of this rank; raises its error."""
+        self._background.wait()
+
+    def finish(self) -> None:
+        """Waits for a save to be on disk, on all ranks; raises its error."""
+        self.wait()
+        collectives.barrier()
+
+    def _write(self, content: dict[str, Any], kept_as: str | None) -> None:
         content[FIELD] = checksum(content)
-        path = self.history / f"step-{clock.step:09d}.pth"
+        path = self.history / f"step-{content['step']:09d}.pth"
         write_atomically(path, lambda file: torch.save(content, file))
         link(path, self.folder / "checkpoint.pth.tar")
         if self.backbone_file:
             prefix = "backbone."
-            backbone = {n[len(prefix) :]: t.cpu() for n, t in shared.items() if n.startswith(prefix)}
+            backbone = {n[len(prefix) :]: t for n, t in content["state_dict"].items() if n.startswith(prefix)}
             write_weights(self.folder / self.backbone_file, backbone, self.settings)
-        last_epoch = clock.epoch - 1
-        if epoch_finished and (last_epoch % self.frequency == 0 or clock.epoch == clock.epochs):
-            link(path, self.history / f"ckp-{last_epoch}.pth")
+        if kept_as:
+            link(path, self.history / kept_as)
         for old in self._rolling()[self.keep_last :]:
             old.unlink(missing_ok=True)
 
@@ -229,10 +263,6 @@ class CheckpointStore:
 def _epoch_in_name(path: Path) -> int:
     digits = re.findall(r"\d+", path.stem)
     return int(digits[-1]) if digits else -1
-
-
-def _cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
 
 
 def _random_state() -> dict[str, Tensor]:

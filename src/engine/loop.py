@@ -34,6 +34,7 @@ from .judging import Evaluation, Judging
 from .method import Method
 from .monitor import Monitor, duration, number
 from .precision import Precision
+from .saving import Saving
 from .signals import Stopped, StopSignal
 
 Schedule = Callable[[Clock], float]
@@ -105,7 +106,7 @@ class Training:
         self.health = HealthMonitor(self.method.health_checks())
         self._bad_steps = torch.zeros((), device=self.device)
         self._unreadable: set[str] = set()
-        self._saved_step = -1
+        self.saving = Saving(self.checkpoints, self.state)
         self._stream: Iterator[Batch] | None = None
         self._interval = Interval()
 
@@ -123,10 +124,8 @@ class Training:
 
     def restore(self, which: str) -> None:
         """Continues from a checkpoint, before :meth:`run`; ``which`` as in :meth:`CheckpointStore.resume`."""
-        assert self.checkpoints is not None
-        path = self.checkpoints.resume(self.state, self.monitor.warn, which)
+        path = self.saving.restore(which, self.monitor.warn)
         if path is not None:
-            self._saved_step = self.clock.step
             self.monitor.say(f"continuing from {path}: epoch {self.clock.epoch}, step {self.clock.step_in_epoch} of it")
 
     def run(self) -> int | None:
@@ -138,12 +137,13 @@ class Training:
         self._stream = None
         with StopSignal() as stop, collected_between_steps():
             try:
-                stopped = self._epochs(stop)
+                with self.saving:
+                    stopped = self._epochs(stop)
             except (Stopped, RuntimeError) as error:
                 # a collective that fails after the signal is one that another rank has left
                 if stop.number is None or isinstance(error, Diverged):
                     raise
-                self.monitor.say(f"stopped by a signal; step {max(self._saved_step, 0)} is the last one that is saved")
+                self.monitor.say(f"stopped by a signal; step {self.saving.saved_step} is the last one that is saved")
                 return stop.number
         if stopped:
             self.monitor.say(f"stopped by a signal after step {self.clock.step}; saved")
@@ -204,6 +204,7 @@ class Training:
                 return True
             self._interval.waited += time.perf_counter() - waiting
             clock.logging = clock.step % self.log_every == 0 or clock.step == self.last_step - 1
+            self.saving.check()
             outputs = self._step(parts)
             self._interval.add(outputs)
             self._interval.images += sum(map(len, parts)) * collectives.world_size()
@@ -327,6 +328,7 @@ class Training:
 
     def _evaluate(self, unit: str, done: int) -> None:
         if self.judging.due(unit, done):
+            self.saving.finish()
             self._require_finite()
             self.judging.judge(unit, done)
 
@@ -341,8 +343,6 @@ class Training:
             )
 
     def _save(self, epoch_finished: bool) -> None:
-        if self.checkpoints is None or self._saved_step == self.clock.step:
-            return
-        self._require_finite()
-        self.checkpoints.save(self.state, epoch_finished)
-        self._saved_step = self.clock.step
+        if self.saving.is_due:
+            self._require_finite()
+            self.saving.begin(epoch_finished)

@@ -140,7 +140,7 @@ class MoCo(QueueMethod):
         with torch.autocast(queries_nC.device.type, enabled=False):
             logits = self.against_queue(queries_nC, keys_nC) / self.temperature
             loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
-            self.enqueue(keys_nC)
+            self.enqueue_after_backward(keys_nC)
         outputs = {"contrastive": loss}
         if clock.logging:
             outputs["own_key_first"] = (logits.argmax(dim=1) == 0).float().mean()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..clock import Clock
 from ..engine.method import Method
 from ..models.backbones import in_parts, initialize
 from ..models.backbones.resnet import ResNet
@@ -49,6 +50,7 @@ class QueueMethod(Method):
         # names and shapes of the published files
         self.register_buffer("queue", F.normalize(torch.randn(dim, queue_columns), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+        self._waiting: list[Tensor] = []
 
     def encode(self, images: Tensor) -> Tensor:
         """The trained network's unit rows, (n, C)."""
@@ -57,7 +59,17 @@ class QueueMethod(Method):
     def against_queue(self, rows_nC: Tensor, partners_nC: Tensor) -> Tensor:
         """Cosines with each row's partner and with the queue as it is now: (n, 1 + K)."""
         own = (rows_nC * partners_nC).sum(dim=1, keepdim=True)
-        return torch.cat([own, rows_nC @ self.queue.clone()], dim=1)  # the queue changes before backward
+        return torch.cat([own, rows_nC @ self.queue], dim=1)
+
+    def enqueue_after_backward(self, rows_nC: Tensor) -> None:
+        """:meth:`enqueue` once the gradients are there, which need the queue as it was; so no part of an accumulated
+        step meets another's rows."""
+        self._waiting.append(rows_nC.detach())
+
+    def after_backward(self, clock: Clock) -> None:
+        for rows in self._waiting:
+            self.enqueue(rows)
+        self._waiting.clear()
 
     @torch.no_grad()
     def enqueue(self, rows_nC: Tensor) -> None:

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ..parallel.transfer import sent
+
 
 class LayerwiseSGD(torch.optim.SGD):
     """``m <- momentum * m + g'`` (first time ``m = g'``), ``w <- w - lr * m``, with ``g'`` from :meth:`rescale_`.
@@ -96,7 +98,7 @@ class Norms:
             return norms
         shared = norms.square()
         dist.all_reduce(shared, group=self._group)
-        is_sharded = torch.tensor(self._is_sharded, device=norms.device)
+        is_sharded = sent(torch.tensor(self._is_sharded), norms.device)
         return torch.where(is_sharded, shared.sqrt(), norms)
 
 

@@ -127,12 +127,15 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-def gather_to_main(value: Any) -> list[Any] | None:
-    """One picklable value of each rank, as a list on the main rank and None on the others."""
+def gather_to_main(value: Any, group: dist.ProcessGroup | None = None) -> list[Any] | None:
+    """One picklable value of each rank, as a list on the main rank and None on the others.
+
+    ``group`` is of all ranks, for another thread than the one that uses the usual group.
+    """
     if world_size() == 1:
         return [value]
     gathered: list[Any] | None = [None] * world_size() if is_main() else None
-    dist.gather_object(value, gathered, dst=0)
+    dist.gather_object(value, gathered, dst=0, group=group)
     return gathered
 
 

@@ -49,7 +49,7 @@ class SEED(QueueMethod):
         with torch.autocast(images.device.type, enabled=False):
             ours, theirs = self.against_queue(student, teacher), self.against_queue(teacher, teacher)
             outputs = {"loss": seed_loss(ours, theirs, self.temperature, self.teacher_temperature)}
-            self.enqueue(teacher)
+            self.enqueue_after_backward(teacher)
         if clock.logging:
             rows = student.detach()
             outputs |= {
