@@ -82,6 +82,8 @@ def test_a_step_of_moco_by_hand():
     model.before_step(clock())
     outputs = model(data, clock(logging=True))
     outputs["loss"].backward()
+    assert torch.equal(model.queue, before)  # the gradients needed it
+    model.after_backward(clock())
     q, k = unit(q_net, data.crops[0]), unit(k_net, data.crops[1]).detach()
     total = 0.0
     for i in range(N):
@@ -169,6 +171,7 @@ def test_a_step_of_disco_by_hand(options, weights):
         [*model.backbone.parameters(), *model.head.parameters()], student.parameters(), strict=True
     ):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+    model.after_backward(clock())
     torch.testing.assert_close(model.queue[:, :N], k.T)  # the mean student's keys, not the teacher's
 
 
@@ -241,7 +244,7 @@ def test_mse_factors():
 
 
 def _step_of_a_rank(kind, norm):
-    """Loss, averaged gradients, queue and pointer after two steps' forward passes; one process works in two parts."""
+    """Loss, averaged gradients, queue and pointer after two steps; one process works in two parts."""
     rank, ranks = collectives.rank(), collectives.world_size()
     parts = 2 // ranks
     if kind == "seed":
@@ -263,6 +266,7 @@ def _step_of_a_rank(kind, norm):
         model.zero_grad()
         loss = model(share, clock(step))["loss"]
         loss.backward()
+        model.after_backward(clock(step))
         losses.append(collectives.all_reduce_(loss.detach()).item() / ranks)
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     gradients = [(collectives.all_reduce_(gradient) / ranks).numpy() for gradient in gradients]
@@ -323,6 +327,7 @@ def test_a_step_of_seed_by_hand():
         theirs = torch.cat([(t[i] @ t[i])[None], t[i] @ queue]) / 0.07
         total -= (theirs.softmax(0) * ours.log_softmax(0)).sum().item() / N
     assert outputs["loss"].item() == pytest.approx(total, rel=1e-5)
+    model.after_backward(clock())
     torch.testing.assert_close(model.queue[:, :N], t.T)
 
 

@@ -9,30 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .convolution import Conv2d
 from .recomputation import recomputed
-
-
-def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False)
-
-
-class _StridedConv1x1(nn.Conv2d):
-    """On CPUs the pixels that a stride passes over are left out first, which computes the same.
-
-    With fewer than 16 channels in channels-last layout and maps of some 50 pixels or more, torch 2.15's (oneDNN's,
-    AVX-512) gradient of such a convolution writes beyond its buffer: wrong numbers, or a crash.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu":
-            return super().forward(input)
-        rows, columns = self.stride
-        return F.conv2d(input[:, :, ::rows, ::columns], self.weight)
-
-
-def _conv1x1(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    kind = _StridedConv1x1 if stride > 1 and channels_in < 16 else nn.Conv2d
-    return kind(channels_in, channels_out, kernel_size=1, stride=stride, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -42,9 +20,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(channels_in, planes, stride)
+        self.conv1 = Conv2d(channels_in, planes, 3, stride)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = _conv3x3(planes, planes)
+        self.conv2 = Conv2d(planes, planes, 3)
         self.bn2 = nn.BatchNorm2d(planes)
         self.downsample = downsample
 
@@ -62,11 +40,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels_in: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
-        self.conv1 = _conv1x1(channels_in, planes)
+        self.conv1 = Conv2d(channels_in, planes, 1)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = _conv3x3(planes, planes, stride)
+        self.conv2 = Conv2d(planes, planes, 3, stride)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = _conv1x1(planes, planes * self.expansion)
+        self.conv3 = Conv2d(planes, planes * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
         self.downsample = downsample
 
@@ -108,8 +86,9 @@ class ResNet(nn.Module):
         self.checkpoint_activations = False  # keep the blocks' inputs only, and compute the rest again for backward
         self.pools = stem in ("imagenet", "small_pool")
         self.pads = stem == "small_padded"
+        self.conv1: nn.Conv2d
         if stem != "imagenet":
-            self.conv1 = _conv3x3(channels, planes[0])
+            self.conv1 = Conv2d(channels, planes[0], 3)
         else:
             self.conv1 = nn.Conv2d(channels, planes[0], kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
@@ -123,7 +102,7 @@ class ResNet(nn.Module):
         out = planes * block.expansion
         downsample = None
         if stride != 1 or self._channels != out:
-            downsample = nn.Sequential(_conv1x1(self._channels, out, stride), nn.BatchNorm2d(out))
+            downsample = nn.Sequential(Conv2d(self._channels, out, 1, stride), nn.BatchNorm2d(out))
         blocks = [block(self._channels, planes, stride, downsample)]
         blocks += [block(out, planes, 1, None) for _ in range(depth - 1)]
         self._channels = out
