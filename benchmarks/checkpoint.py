@@ -81,7 +81,7 @@ def measure(method: Method, images: int, rounds: int, folder: Path) -> dict[str,
 
     def steps_beside_the_writing() -> float:
         count, started = 0, time.perf_counter()
-        while count == 0 or store._background._thread.is_alive():  # type: ignore[union-attr]
+        while count == 0 or store._background.is_busy:
             step()
             wait_for_device()
             count += 1

@@ -33,6 +33,7 @@ from src.engine.loop import Training
 from src.engine.precision import choose_precision
 from src.methods.swav import SwAV
 from src.models.backbones import create_backbone
+from src.models.backbones.convolution import Conv2d
 from src.optim.larc import LARC
 
 BASELINE, OURS, COMPILED = "plain loop (baseline)", "ours", "ours, --compile"
@@ -45,6 +46,16 @@ RECIPES: dict[str, tuple[dict[str, Any], list[int], int, int, dict[str, Any]]] =
         512,
         {"nmb_prototypes": 100, "hidden_mlp": 256, "feat_dim": 64},
     ),
+    **{
+        f"{name}-64px": (
+            {"name": name},
+            [64, 64] + [32] * 6,
+            32 if name == "resnet18" else 16,
+            256,
+            {"nmb_prototypes": 3000},
+        )
+        for name in ("resnet18", "resnet50")
+    },
     "imagenet": ({"name": "resnet50"}, [224, 224] + [96] * 6, 4, 64, {"nmb_prototypes": 3000}),
 }
 
@@ -93,6 +104,9 @@ def make_method(recipe: str, device: torch.device) -> SwAV:
 def plain_step_on(recipe: str, device: torch.device) -> Callable[[Sequence[Tensor]], float]:
     """The baseline's step: takes crops on the device, returns the loss."""
     method = make_method(recipe, device)
+    for module in method.modules():
+        if isinstance(module, Conv2d):
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
     parameters = list(method.parameters())
     sgd = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, foreach=False)
     dtype = torch.bfloat16 if device.type == "cuda" else None

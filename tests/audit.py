@@ -111,7 +111,7 @@ class Audit:
 def audit(
     line: str, precision: str, patches: Path, runs: Path, device: torch.device, watch: Watch, per_epoch: int
 ) -> Audit:
-    """Makes steps of a command line on the pretended device, the last of an epoch a log step.
+    """Makes steps of a command line on the pretended device, the last of them a log step.
 
     Args:
         patches, runs: as in :func:`tests.steps.training_of`.
@@ -120,6 +120,7 @@ def audit(
     training = training_of(line, patches, runs, device, *_words(line, precision))
     first = min(per_epoch, training.clock.steps_per_epoch)
     counts = (first, max(first // 2, 1))
+    assert first > 1, "the first step makes what is kept: more are needed"
     found = Audit(line, precision)
     real_prepare, clock = training.prepare, training.clock
     of_the_batch = found.between  # the look before the first step reads batches, too
@@ -135,7 +136,7 @@ def audit(
         found.batches.append(of_the_batch)
         if clock.step_in_epoch == 0:
             found.epochs.append([])
-        clock.logging = clock.step_in_epoch == counts[clock.epoch] - 1
+        clock.logging = clock.epoch == 1 and clock.step_in_epoch == counts[1] - 1
         (found.log_steps if clock.logging else found.epochs[-1]).append(step)
         with watch.noting(step):
             yield
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for line in given.only
                 for precision, per_epoch in zip(given.precision, itertools.cycle(given.steps), strict=False)
             ]
-    rows = [one.numbers() for one in found if one.steps]
+    rows = [one.numbers() for one in found]
     widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]}
     for row in [dict(zip(widths, widths, strict=True)), *rows]:
         print("  ".join(f"{value!s:<{widths[name]}}" for name, value in row.items()))

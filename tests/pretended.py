@@ -197,6 +197,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         result = _each(result, Tensor, Tensor.half)
     if target is not None and not _is_pretended(target):
         return result
+    if not _is_pretended(target) and not any(isinstance(t, Pretended) for t in _tensors_in((*args, *kwargs.values()))):
+        return result
     result = _each(result, Tensor, Pretended)
     if _nature(func).returns_an_argument:
         return return_and_correct_aliasing(func, tuple(args), dict(kwargs), result)
@@ -237,10 +239,10 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = _tensors_in((*args, *kwargs.values()))
         ours = [tensor for tensor in tensors if isinstance(tensor, Pretended)]
+        if kwargs.get("pin_memory"):
+            return self._pinned.pin(_run(func, args, {**kwargs, "pin_memory": False}))
         if not ours and not _is_pretended(kwargs.get("device")):
-            pin = kwargs.get("pin_memory")
-            result = func(*args, **({**kwargs, "pin_memory": False} if pin else kwargs))
-            return self._pinned.pin(result) if pin else result
+            return func(*args, **kwargs)
         self._look(func, args, kwargs, ours, [tensor for tensor in tensors if not isinstance(tensor, Pretended)])
         result = _run(func, args, kwargs)
         self._look_at_result(func, result)

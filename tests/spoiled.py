@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
 
+from src.checkpoints.background import Snapshot
 from src.losses.twist import twist_loss
 from src.ops.whitening import Kind, whitening_matrix
 from src.optim.plain import adam
@@ -78,11 +79,50 @@ ALLOWED: dict[str, Callable[[Tensor], object]] = {
     "a number of the CPU": lambda w: w * torch.tensor(2.0),
     "slices": lambda w: w[0:2, ..., None],
 }
+
+
+def _order_of_a_snapshot(weight: Tensor) -> list[str]:
+    """What a snapshot asks of streams, which the pretended device does not have."""
+    order: list[str] = []
+    training, copies, copied = mock.MagicMock(), mock.MagicMock(), mock.MagicMock()
+    copies.wait_stream.side_effect = lambda stream: order.append("copies wait for the training")
+    copied.record.side_effect = lambda stream: order.append("copied" if stream is copies else "?")
+    training.wait_event.side_effect = lambda event: order.append(
+        "training waits for copies" if event is copied else "?"
+    )
+    copied.synchronize.side_effect = lambda: order.append("writer waits for copies")
+    with (
+        mock.patch.object(torch, "Stream", return_value=copies),
+        mock.patch.object(torch, "Event", return_value=copied),
+        mock.patch.object(torch.accelerator, "current_stream", return_value=training),
+        mock.patch.object(torch.accelerator, "set_device_index"),
+        mock.patch.object(Tensor, "record_stream") as kept_for,
+    ):
+        snapshot = Snapshot()
+        first = snapshot.take({"a": weight, "b": [weight * 2]})
+        order.clear()
+        again = snapshot.take({"a": weight, "b": [weight * 3]})
+        snapshot.arrive()
+        assert copies.__enter__.call_count == 4, "each copy is made on the stream"
+        copies.wait_stream.assert_called_with(training)
+        copied.record.assert_called_with(copies)
+        training.wait_event.assert_called_with(copied)
+        assert kept_for.call_args_list == [mock.call(copies)] * 4
+        assert again["a"] is first["a"]
+        assert again["a"].is_pinned()
+        assert torch.equal(again["b"][0], weight.cpu() * 3)
+    return order
+
+
 # What is true on a device only
 FACTS: dict[str, Callable[[Tensor], bool]] = {
     "Adam is fused": lambda w: bool(adam([w.detach().requires_grad_()], lr=0.1).param_groups[0]["fused"]),
     "singular covariances are whitened to NaN": lambda w: all(
         torch.isnan(whitening_matrix(-w.T @ w, kind)).all().item() for kind in get_args(Kind)
+    ),
+    "a training waits for the copies of a snapshot, and its writer, too": lambda w: (
+        _order_of_a_snapshot(w)
+        == ["copies wait for the training", "copied", "training waits for copies", "writer waits for copies"]
     ),
     "and others are whitened": lambda w: all(
         torch.isfinite(whitening_matrix(torch.eye(3, device=w.device), kind)).all().item() for kind in get_args(Kind)

@@ -11,35 +11,42 @@ from torch import Tensor
 class Background:
     """One job at a time in a thread; its error is raised in the thread that asks next.
 
-    The program does not end before the job does.
+    A program that ends without waiting ends the job, too.
     """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        # not the thread's own state: a join that a signal interrupts takes a living thread for one that has ended
+        self._ended = threading.Event()
+        self._ended.set()
+        self._error: Exception | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return not self._ended.is_set()
 
     def start(self, job: Callable[[], None]) -> None:
         """Begins a job, after the one before."""
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint", daemon=False)
-        self._thread.start()
+        self._ended.clear()
+        threading.Thread(target=self._run, args=(job,), name="checkpoint", daemon=True).start()
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
             job()
-        except BaseException as error:
+        except Exception as error:
             self._error = error
+        finally:
+            self._ended.set()
 
     def check(self) -> None:
         """Raises the error of a job that has ended; never waits."""
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.is_busy:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the job, if there is one, and raises its error."""
-        if self._thread is not None:
-            self._thread.join()
-        self._thread, error, self._error = None, self._error, None
+        """Waits for the job, if there is one, and raises its error. May be interrupted, and called again."""
+        self._ended.wait()
+        error, self._error = self._error, None
         if error is not None:
             raise error
 
@@ -54,7 +61,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._room: dict[tuple[Any, ...], Tensor] = {}
         self._streams: dict[torch.device, torch.Stream] = {}
-        self._copied: list[torch.Event] = []
+        self._copied: list[tuple[torch.device, torch.Event]] = []
 
     def take(self, value: Any) -> Any:
         """The same nested dicts, lists and tuples with copies of the tensors, which hold after :meth:`arrive`.
@@ -72,25 +79,28 @@ class Snapshot:
             copied = torch.Event(device)
             copied.record(stream)
             torch.accelerator.current_stream(device).wait_event(copied)
-            self._copied.append(copied)
+            self._copied.append((device, copied))
         return taken
 
     def arrive(self) -> None:
         """Waits until the copies of the last :meth:`take` are there; for another thread."""
-        for copied in self._copied:
+        for device, copied in self._copied:
+            if device.index is not None:
+                torch.accelerator.set_device_index(device.index)  # a new thread is on the first one
             copied.synchronize()
 
     def _take(self, value: Any, place: tuple[Any, ...], copies: dict[tuple[Any, ...], Tensor]) -> Any:
         if isinstance(value, Tensor):
             # one tensor under two names is copied, and written, once
-            same = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else place
+            same = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.data_ptr() else place
             if same not in copies:
                 copies[same] = self._copy(value.detach(), place)
             return copies[same]
         if isinstance(value, Mapping):
             return {name: self._take(item, (*place, name), copies) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)([self._take(item, (*place, number), copies) for number, item in enumerate(value)])
+            items = [self._take(item, (*place, number), copies) for number, item in enumerate(value)]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return value
 
     def _copy(self, tensor: Tensor, place: tuple[Any, ...]) -> Tensor:

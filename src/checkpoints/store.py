@@ -120,6 +120,7 @@ class CheckpointStore:
         optimizer = whole(state.optimizer.state_dict())
         if not collectives.is_main():
             shared, optimizer = {}, {}
+        scaler = state.scaler.state_dict()  # read from the device, so before that waits for the copies
         own, shared, optimizer = self._snapshot.take((own, shared, optimizer))
         clock = state.clock
         content = {
@@ -130,7 +131,7 @@ class CheckpointStore:
             "state_dict": shared,
             "per_rank": [],
             "optimizer": optimizer,
-            "scaler": state.scaler.state_dict(),
+            "scaler": scaler,
             "settings": self.settings,
             "world_size": collectives.world_size(),
             "batch_size": state.batch_size,

@@ -106,7 +106,7 @@ class Training:
         self.health = HealthMonitor(self.method.health_checks())
         self._bad_steps = torch.zeros((), device=self.device)
         self._unreadable: set[str] = set()
-        self.saving = Saving(self.checkpoints, self.state)
+        self.saving = Saving(self.checkpoints, self.state, self.monitor.warn)
         self._stream: Iterator[Batch] | None = None
         self._interval = Interval()
 
@@ -163,7 +163,7 @@ class Training:
             with stop.interruptible():
                 self._first_look()
         elif self.judging.is_unjudged():
-            self._judge_epoch(stop)
+            self._evaluate("epoch", self.clock.epoch, stop)
         while self.clock.step < self.last_step:
             stopped = self._epoch(stop, agreement)
             finished = self.clock.step_in_epoch == 0
@@ -173,13 +173,9 @@ class Training:
                 if stopped:
                     return True
                 if finished:
-                    self._judge_epoch(stop)
+                    self._evaluate("epoch", self.clock.epoch, stop)
         agreement.finish()
         return False
-
-    def _judge_epoch(self, stop: StopSignal) -> None:
-        with stop.interruptible():
-            self._evaluate("epoch", self.clock.epoch)
 
     def _first_look(self) -> None:
         self.method.train()
@@ -217,8 +213,8 @@ class Training:
             self.method.after_step(clock)
             clock.step += 1
             self.monitor.advance()
-            with self._interval.paused(), contextlib.suppress(Stopped), stop.interruptible():  # heeded by the next line
-                self._evaluate("step", clock.step)
+            with self._interval.paused(), contextlib.suppress(Stopped):  # heeded by the next line
+                self._evaluate("step", clock.step, stop)
             if agreement.any(stop.number is not None):
                 agreement.finish()
                 return True
@@ -326,11 +322,13 @@ class Training:
                 self._unreadable.add(name)
                 self.monitor.warn(f"unreadable image skipped: {name}; {len(self._unreadable)} so far")
 
-    def _evaluate(self, unit: str, done: int) -> None:
+    def _evaluate(self, unit: str, done: int, stop: StopSignal) -> None:
         if self.judging.due(unit, done):
+            # not to be interrupted: all ranks must do it
             self.saving.finish()
             self._require_finite()
-            self.judging.judge(unit, done)
+            with stop.interruptible():
+                self.judging.judge(unit, done)
 
     def _require_finite(self) -> None:
         """Raises Diverged, on all ranks, where a loss so far or anything that a checkpoint holds is not finite."""

@@ -1,11 +1,9 @@
 """The checkpoints of a training: begun between two steps, written while it goes on."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from ..checkpoints.store import CheckpointStore, RunState
-from ..errors import UserError
 
 
 class Saving:
@@ -14,10 +12,11 @@ class Saving:
     Args:
         store: the run's checkpoints.
         state: what they capture.
+        warn: takes what goes wrong while something worse does.
     """
 
-    def __init__(self, store: CheckpointStore | None, state: RunState) -> None:
-        self.store, self.state = store, state
+    def __init__(self, store: CheckpointStore | None, state: RunState, warn: Callable[[str], None]) -> None:
+        self.store, self.state, self._warn = store, state, warn
         self._newest = -1
 
     def restore(self, which: str, warn: Callable[[str], None]) -> Path | None:
@@ -51,16 +50,18 @@ class Saving:
 
     @property
     def saved_step(self) -> int:
-        """The step of the newest checkpoint that is on disk."""
+        """The step of the newest checkpoint that this rank has seen to: on the main rank, the newest on disk."""
         return (self.store and self.store.saved_step) or 0
 
     def __enter__(self) -> "Saving":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Nothing is left half written: :meth:`finish`, or after an error, which counts more, the same without it."""
+        """Nothing is left half written, unless the user is in a hurry (a second Ctrl-C)."""
         if error is None:
             self.finish()
-        elif self.store is not None:
-            with contextlib.suppress(UserError, RuntimeError):
+        elif self.store is not None and not isinstance(error, KeyboardInterrupt):
+            try:
                 self.store.wait()
+            except Exception as second:  # the first one counts
+                self._warn(str(second) or type(second).__name__)

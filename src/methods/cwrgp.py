@@ -162,7 +162,7 @@ class GroupWhitening(JointEmbedding):
             return whitened.to(x.dtype)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             if not bool(torch.isfinite(x).all()):
-                raise Diverged("the embeddings are not finite; try a lower learning rate") from None
+                raise Diverged(f"the embeddings are not finite. {self.advice}") from None
             groups = self.whitening["groups"]
             raise Diverged(
                 f"the covariance of {len(x)} samples over {x.shape[1] // groups} channels cannot be whitened (rank "

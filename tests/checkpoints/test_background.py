@@ -8,8 +8,9 @@ import threading
 from src.checkpoints import store
 from src.checkpoints.background import Background, Snapshot
 from src.checkpoints.store import read_run
-from src.errors import UserError
-from tests.engine.test_loop import assert_same, make, state_of
+from src.engine.judging import Evaluation
+from src.errors import Diverged, UserError
+from tests.engine.test_loop import Regression, assert_same, make, state_of
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_a_failed_write_is_told_at_the_next_step(tmp_path, monkeypatch):
     def before_step(clock):
         if clock.step == 2:
             assert failed.wait(10)
-            training.saving.store._background._thread.join()
+            training.saving.store._background._ended.wait(10)
 
     monkeypatch.setattr(store, "write_atomically", full)
     training.method.before_step = before_step
@@ -133,6 +134,61 @@ def test_a_signal_waits_for_the_write(tmp_path, monkeypatch):
     training.method.before_step = before_step
     assert training.run() == signal.SIGTERM
     assert read_run(tmp_path / "checkpoint.pth.tar")["step"] == 4
+
+
+def test_an_interrupted_wait_has_not_waited():
+    background, go, ended = Background(), threading.Event(), []
+
+    def job():
+        go.wait(20)
+        ended.append(True)
+
+    def interrupt(*_):
+        raise InterruptedError
+
+    background.start(job)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(InterruptedError):
+            background.wait()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert background.is_busy
+    background.check()
+    go.set()
+    background.wait()
+    assert ended == [True]
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_a_signal_before_an_evaluation_waits_for_the_write(tmp_path, monkeypatch, capsys, unit):
+    """The evaluation is not waited for, the checkpoint of the epoch is."""
+    training = make(tmp_path, save_every=2, evaluations=[Evaluation(1, dict, unit)])
+
+    def slow(path, write):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(0.3)
+        write_atomically(path, write)
+
+    monkeypatch.setattr(store, "write_atomically", slow)
+    assert training.run() == signal.SIGTERM
+    step = training.clock.step
+    assert read_run(tmp_path / "checkpoint.pth.tar")["step"] == training.saving.saved_step == step
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    assert f"step {step}" in capsys.readouterr().out
+
+
+def test_a_failed_write_is_told_beside_a_worse_error(tmp_path, monkeypatch, capsys):
+    def full(path, write):
+        raise OSError("No space left on device")
+
+    training = make(tmp_path, save_every=2, method=Regression(poison_at=3), log_every=1)
+    monkeypatch.setattr(store, "write_atomically", full)
+    monkeypatch.setattr(training.saving, "check", lambda: None)  # it is as if the write failed a moment later
+    with pytest.raises(Diverged):
+        training.run()
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def _train_until_killed(folder, place):

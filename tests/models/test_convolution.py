@@ -1,9 +1,12 @@
+from src.models.backbones import create_backbone
 from src.models.backbones.convolution import Conv2d, as_product
 from src.models.backbones.resnet import BasicBlock
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -45,6 +48,35 @@ def test_only_small_maps_of_trainings_in_float32_are_multiplied():
         assert not layer._multiplies(images, 1)
     assert not layer.eval()._multiplies(images, 1)
     assert not Conv2d(64, 64, 3)._multiplies(torch.randn(1, 64, 2, 2), 1)
+
+
+def test_one_that_was_changed_computes_what_it_says():
+    torch.manual_seed(0)
+    images = torch.randn(2, 128, 2, 2)
+    layer, norm = Conv2d(128, 128, 3).eval(), nn.BatchNorm2d(128).eval()
+    norm.running_mean.normal_()
+    fused = fuse_conv_bn_eval(layer, norm)
+    torch.testing.assert_close(fused(images), norm(layer(images)))
+    torch.testing.assert_close(fused.train()(images), norm(layer(images)), rtol=1e-4, atol=1e-5)
+    layer.train()
+    layer.dilation = layer.padding = (2, 2)
+    torch.testing.assert_close(layer(images), F.conv2d(images, layer.weight, padding=2, dilation=2))
+
+
+@pytest.mark.parametrize("shape", [(0, 128, 2, 2), (128, 2, 2)])
+@pytest.mark.parametrize(("kernel", "channels"), [(1, 128), (3, 128), (1, 8)])
+def test_takes_what_torchs_takes(shape, kernel, channels):
+    layer = Conv2d(channels, 128, kernel, 2)
+    shape = tuple(channels if size == 128 else size for size in shape)
+    assert layer(torch.zeros(shape)).shape == F.conv2d(torch.zeros(shape), layer.weight, None, 2, kernel // 2).shape
+
+
+def test_exports_take_images_of_any_size():
+    network = create_backbone("resnet50", width=0.125).eval()
+    sizes = {2: torch.export.Dim("h", min=64, max=1024), 3: torch.export.Dim("w", min=64, max=1024)}
+    program = torch.export.export(network, (torch.randn(1, 3, 224, 224),), dynamic_shapes=(sizes,))
+    images = torch.randn(1, 3, 320, 288)
+    torch.testing.assert_close(program.module()(images), network(images))
 
 
 def test_an_evaluated_block_is_exported_as_convolutions():

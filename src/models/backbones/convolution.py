@@ -25,26 +25,31 @@ class Conv2d(nn.Conv2d):
         super().__init__(channels_in, channels_out, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu":
+        if input.device.type != "cpu" or not self._is_as_made(input):
             return super().forward(input)
         (side, _), (stride, _) = self.kernel_size, self.stride
-        if side == 1 and stride > 1:
-            input, stride = input[:, :, ::stride, ::stride], 1
         if self._multiplies(input, stride):
             return as_product(input, self.weight, stride)
-        return F.conv2d(input, self.weight, stride=stride, padding=side // 2)
+        if side == 1 and stride > 1 and self.in_channels < 16:
+            return F.conv2d(input[:, :, ::stride, ::stride], self.weight)
+        return super().forward(input)
+
+    def _is_as_made(self, images: Tensor) -> bool:
+        """Whether nobody has given it a bias, say, or another stride for each direction."""
+        border = (self.kernel_size[0] // 2,) * 2
+        plain = self.bias is None and self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        return plain and self.padding == border and len(set(self.stride)) == 1 and images.ndim == 4
 
     def _multiplies(self, images: Tensor, stride: int) -> bool:
+        # sizes come last: exported programs would be bound to those that were compared
+        if not self.training or torch.compiler.is_compiling():
+            return False
+        if images.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+            return False
+        if self.weight.shape[0] * self.weight.shape[1] < _WEIGHTS:
+            return False
         height, width = (-(-size // stride) for size in images.shape[2:])
-        is_small = height * width <= _POSITIONS[self.kernel_size[0]]
-        return (
-            is_small
-            and self.training
-            and images.dtype is torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-            and self.weight.shape[0] * self.weight.shape[1] >= _WEIGHTS
-        )
+        return len(images) > 0 and height * width <= _POSITIONS.get(self.kernel_size[0], 0)
 
 
 def as_product(images: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
