@@ -11,6 +11,7 @@ workers=$(nproc)
 "$python" benchmarks/kmeans.py
 "$python" benchmarks/step.py --compile
 "$python" benchmarks/step.py --methods
+"$python" benchmarks/checkpoint.py
 "$python" benchmarks/data.py --recipe imagenet small --rounds 5
 "$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers"
 "$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers" --compile
