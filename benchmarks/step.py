@@ -25,11 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import methods
-from benchmarks.timing import by_turns, machine, table
+from benchmarks.timing import by_turns, machine, record, table
 from src.clock import Clock
 from src.data.loading import Batch
 from src.data.sampling import ResumableBatches
 from src.engine.loop import Training
+from src.engine.monitor import Monitor
 from src.engine.precision import choose_precision
 from src.methods.swav import SwAV
 from src.models.backbones import create_backbone
@@ -143,7 +144,7 @@ def our_training(
         clock=Clock(1000, 1),
         device=device,
         precision=choose_precision("auto", device),
-        monitor=cast(Any, None),
+        monitor=Monitor(None),
     )
     method.before_epoch(training.clock)
     return training
@@ -223,6 +224,10 @@ def main() -> None:
         peaks = {name: peak_memory(recipe, name, size, device) for name in (BASELINE, OURS)}
         listing = ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
         print(f"\npeak memory: {listing} (x {peaks[OURS] / peaks[BASELINE]:.2f})\n")
+        for name, timing in results.items():
+            record(what=f"step, {recipe}, {name}", images_per_second=size / timing.seconds,
+                   times_the_baseline=timing.speedup, quartiles=timing.spread,
+                   **({"peak_mb": peaks[name]} if name in peaks else {}))  # fmt: skip
 
 
 if __name__ == "__main__":
