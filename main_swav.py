@@ -110,8 +110,8 @@ def check(settings: Settings, crops: int) -> None:
         raise UserError("these methods compare crops of an image: --nmb_crops must give at least two")
     if method != "swav" and settings.swav.queue_length:
         raise UserError(f"--queue_length belongs to SwAV; {method} remembers a whole epoch")
-    if settings.teaching.teacher and (method != "swav" or settings.speed.shard):
-        raise UserError("--teacher goes with --method swav, and without --shard")
+    if settings.teaching.teacher and method != "swav":
+        raise UserError("--teacher goes with --method swav")
     settings.prototypes.check_crops(crops)
 
 
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"--method {settings.method} needs to see every image once an epoch: no --weights or --balanced"
         )
-    run = pretraining.start(call, views, settings.data.data_path, can_shard=settings.method == "swav")
+    run = pretraining.start(call, views, settings.data.data_path)
     teacher = settings.teaching.load(run.world.device)
     method = METHODS[settings.method](settings, settings.backbone.build(), run, teacher)
     if settings.optim.sync_bn in ("pytorch", "apex"):

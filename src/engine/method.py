@@ -43,11 +43,13 @@ class Method(nn.Module):
         backbone: (n, 3, h, w) -> (n, F).
         per_rank_buffers: names of buffers that differ between ranks (queues, memory banks), each with the dimension
             along which it holds samples. All other state is the same on every rank.
+        called_outside_of_steps: names of methods that use parameters and are called outside of ``forward``.
         advice: what may help when the loss is not finite.
         remembers_evaluations: whether evaluations change its state, so that one that was lost must be repeated.
     """
 
     backbone: nn.Module
+    called_outside_of_steps: ClassVar[tuple[str, ...]] = ()
     advice: str = "Try a lower learning rate, a longer warm-up, a bound on the gradient norm, or --precision fp32"
     remembers_evaluations: ClassVar[bool] = False
     per_rank_buffers: ClassVar[dict[str, int]] = {}

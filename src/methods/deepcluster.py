@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..engine.method import Scale
 from ..ops.kmeans import spherical_kmeans
 from ..parallel import collectives
+from ..parallel.sharding import part_like, whole
 from ..settings import setting
 from .offline import OfflineAssignments, Progress, offline_options
 from .prototype_base import PrototypeSettings
@@ -42,13 +43,13 @@ class DeepClusterV2(OfflineAssignments):
         return cls(backbone, **offline_options(prototypes, scale), kmeans_iterations=own.kmeans_iterations, **more)
 
     def assign(self, head: int, features_MD: Tensor, progress: Progress) -> Tensor:
-        prototypes = self.prototypes.heads()[head].weight
-        start = torch.empty_like(prototypes)
+        weight = self.prototypes.heads()[head].weight  # of which a rank may hold a part
+        start = torch.empty_like(whole(weight))
         if collectives.is_main():
             start.copy_(features_MD[torch.randperm(len(features_MD))[: len(start)].to(features_MD.device)])
         collectives.broadcast_([start])
         centroids, labels = spherical_kmeans(
             features_MD, start, self.kmeans_iterations, progress=lambda done: progress()
         )
-        prototypes.copy_(centroids)
+        weight.copy_(part_like(weight, centroids))
         return labels

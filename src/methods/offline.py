@@ -51,6 +51,7 @@ class OfflineAssignments(PrototypeMethod):
         options: of :class:`PrototypeMethod`; ``nmb_prototypes`` is a list.
     """
 
+    called_outside_of_steps: ClassVar[tuple[str, ...]] = ("embed_alone",)
     per_rank_buffers: ClassVar[dict[str, int]] = {"bank": 1, "bank_images": 0}
     bank: Tensor
     bank_images: Tensor
@@ -72,8 +73,12 @@ class OfflineAssignments(PrototypeMethod):
         """Fills the bank with one pass over the first epoch's batches, in train mode, crop by crop."""
         row = 0
         for batch in progress_bar(batches, "filling the memory bank"):
-            embeddings = torch.stack([self.embed([batch.crops[crop]]) for crop in self.crops_for_assign])
+            embeddings = torch.stack([self.embed_alone(batch.crops[crop]) for crop in self.crops_for_assign])
             row = self._remember(embeddings, batch.indices, row)
+
+    def embed_alone(self, crop: Tensor) -> Tensor:
+        """Unit rows (B, D), outside of a step."""
+        return self.embed([crop])
 
     def _remember(self, embeddings_ABD: Tensor, images_B: Tensor, row: int) -> int:
         end = row + len(images_B)

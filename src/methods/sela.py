@@ -20,6 +20,7 @@ from ..losses.cluster_prediction import IGNORED
 from ..models.heads import normalize_rows_
 from ..ops.kmeans import chunk_bytes_on
 from ..parallel import collectives
+from ..parallel.sharding import whole
 from ..settings import setting
 from .offline import OfflineAssignments, Progress, offline_options
 from .prototype_base import PrototypeSettings
@@ -93,8 +94,9 @@ class SeLaV2(OfflineAssignments):
             normalize_rows_(head.weight)
 
     def assign(self, head: int, features_MD: Tensor, progress: Progress) -> Tensor:
-        prototypes = self.prototypes.heads()[head].weight
-        normalize_rows_(prototypes)
+        weight = self.prototypes.heads()[head].weight
+        normalize_rows_(weight)
+        prototypes = whole(weight)  # a rank may hold a part
         plan = transport(features_MD, prototypes, self.epsilon, self.iterations, self.tolerance, progress=progress)
         if not self.hard:
             self.coded_prototypes[head].copy_(prototypes)

@@ -9,34 +9,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import UserError
 from . import collectives
 
 
-def shard(method: nn.Module, backbone: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
+def shard(
+    method: nn.Module,
+    backbones: Mapping[nn.Module, Sequence[nn.Module]],
+    device: torch.device,
+    calls: Sequence[str] = (),
+) -> None:
     """Shares out a method's parameters, in place; the optimiser must be made afterwards.
 
-    Each residual block is gathered when it runs and given back after; the rest of the backbone, and the rest of the
+    Each residual block is gathered when it runs and given back after; the rest of a backbone, and the rest of the
     method, are one unit each. Gradients are averaged over the ranks as DDP does.
 
     Args:
         method: on the device already, batch norms converted.
-        backbone: the part of it that is also called on its own, by evaluations.
-        blocks: the units of the backbone, see :func:`src.models.backbones.residual_blocks`.
+        backbones: parts of it that may also be called on their own, such as the one that evaluations call and its
+            moving averages, each with its units, see :func:`src.models.backbones.residual_blocks`.
         device: all ranks have one of this type.
+        calls: methods of ``method`` besides ``forward`` that use its parameters, and do not call it.
 
     Raises UserError without a process group.
     """
     if not collectives.is_active():
         raise UserError("--shard shares parameters out over processes: start with torchrun or srun")
     mesh = init_device_mesh(device.type, (collectives.world_size(),))
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(backbone, mesh=mesh)
-    fully_shard(method, mesh=mesh)
+    for backbone, blocks in backbones.items():
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(backbone, mesh=mesh)
+        for name in ("feature_map", "forward_features", "forward_head"):
+            if hasattr(backbone, name):
+                register_fsdp_forward_method(backbone, name)
+    # what is left is kept whole from the forward to the backward pass; after a call alone it would stay so, and changes
+    # of the parameters that follow would be lost
+    fully_shard(method, mesh=mesh, reshard_after_forward=True if calls else None)
+    for name in calls:
+        register_fsdp_forward_method(method, name)
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -91,17 +91,14 @@ class Pretraining(Generic[S]):
         }
 
 
-def start(call: Call[S], views: Views, train_path: str | Path, *, can_shard: bool = False) -> Pretraining[S]:
+def start(call: Call[S], views: Views, train_path: str | Path) -> Pretraining[S]:
     """Joins the other processes and opens the images.
 
     Args:
         views: what is cut out of an image.
         train_path: where the training images are.
-        can_shard: whether ``--shard`` works with this method.
     """
     settings = call.settings
-    if settings.speed.shard and not can_shard:
-        raise UserError("--shard is there for SwAV only")
     plan, data, device = settings.plan, settings.data, settings.device
     world = launch.start(device.device, device.dist_url)
     batch_size = plan.batch_of_a_process(world.size)
@@ -157,7 +154,8 @@ def place(run: Pretraining[S], method: Method) -> None:
     if speed.compile:
         method.backbone.compile(dynamic=False)
     if speed.shard:
-        shard(method, method.backbone, residual_blocks(method.backbone), world.device)
+        alike = [module for module in method.modules() if type(module) is type(method.backbone)]
+        shard(method, {one: residual_blocks(one) for one in alike}, world.device, method.called_outside_of_steps)
     torch.manual_seed(run.settings.run.seed + world.rank)  # from here on (dropout, drop path) ranks differ
 
 

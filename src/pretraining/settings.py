@@ -71,7 +71,8 @@ class SpeedSettings:
     )
     shard: bool = setting(
         False,
-        "share parameters, gradients and optimiser state out over the processes (FSDP2), for resnet50w4 and w5",
+        "share parameters, gradients, optimiser state and moving averages out over the processes (FSDP2), for networks "
+        "as wide as resnet50w4",
         switch=True,
     )
 

@@ -101,7 +101,6 @@ SWAV = [
     (["--width", "0"], "expected a number above 0, up to 64"),
     (["--method", "deepcluster-v2", "--nmb_prototypes", "100"], "a process sees 96 images an epoch"),
     (["--method", "deepcluster-v2", "--queue_length", "64"], "belongs to SwAV"),
-    (["--method", "sela-v2", "--shard"], "for SwAV only"),
     (["--method", "sela-v2", "--sela_epsilon", "0"], "expected a number above 0, up to 100"),
     (["--method", "sela-v2", "--sela_hard", "false", "--nmb_prototypes", "6", "5"], "equally many prototypes"),
     (["--method", "swa"], "invalid choice"),

@@ -282,7 +282,6 @@ BAD = [
     (["--blur", "2"], "expected a number from 0 to 1"),
     (["--jitter_strength", "3"], "expected a number from 0 to 1.25"),
     (["--batch_size", "1000", "--moco_k", "1000"], "do not fill one batch"),
-    (["--shard"], "for SwAV only"),
     (["--arch", "resnet19"], "options of our ResNets"),
     (["--data_path", "{tmp}/nowhere"], "does not exist"),
 ]

@@ -197,7 +197,6 @@ BAD = [
     ("intl", ["--m", "2"], "expected a number from 0 to 1"),
     ("intl", ["--iters", "-1"], "expected a whole number from 0 to 1,000"),
     ("intl", ["--axis", "2"], "expected a whole number from 0 to 1"),
-    ("intl", ["--shard"], "for SwAV only"),
     ("swav", [], "invalid choice"),
     ("cwrgp", ["--w_size", "5"], "does not divide the 16 images"),
     ("cwrgp", ["--group", "3"], "does not divide the embedding of 32"),

@@ -190,7 +190,6 @@ BAD = [
     (["--size_crops", "4", "4"], "expected whole numbers from 8 to 2,048"),
     (["--freeze_embedding", "1"], "needs vit_t"),
     (["--drop_path", "0.1"], "has no stochastic depth"),
-    (["--shard"], "for SwAV only"),
     (["--lr", "-1"], "expected a number from 0 to 1,000,000"),
     (["--batch-size", "97", "--bunch-size", "97"], "do not fill one batch"),
     (["--data-path", "{tmp}/nowhere"], "does not exist"),

@@ -141,7 +141,6 @@ BAD = [
     (["--warmup_epochs", "2"], "is more than --epochs"),
     (["--grid", "3x3"], "invalid choice"),
     (["--flip", "image"], "invalid choice"),
-    (["--shard"], "for SwAV only"),
     (["--data_path", "{tmp}/nowhere"], "does not exist"),
 ]
 
