@@ -141,7 +141,8 @@ def test_evaluations_run(patches, runs, tmp_path, name):
 @pytest.mark.parametrize(
     "line",
     [LINES["swav"], f"{LINES['swav']} --sync_bn apex", f"{LINES['swav']} --shard", LINES["twist"], LINES["intl_m"],
-     LINES["moco"], LINES["w2ssl"], f"{LINES['deepcluster-v2']}"],
+     LINES["moco"], LINES["w2ssl"], LINES["deepcluster-v2"],
+     *(f"{LINES[name]} --shard" for name in ("deepcluster-v2", "twist-teacher", "moco", "w2ssl"))],
 )  # fmt: skip
 def test_a_process_group_of_one(patches, runs, tmp_path, line):
     """NCCL, DDP, sharding, with the one GPU that is sure to be there."""

@@ -80,9 +80,8 @@ def test_every_method_can_be_sharded(patches, tmp_path, name):
         if "rng" not in key and plain[key].numel():
             largest = plain[key].abs().max().item()
             # the gradient of a bias in front of a batch norm is rounding alone, which LARC scales up
-            torch.testing.assert_close(
-                shared[key], plain[key], rtol=0, atol=1e-3 * largest + 2e-4, msg=lambda text: f"{key}: {text}"
-            )
+            difference = (shared[key] - plain[key]).abs().max().item()
+            assert difference <= 1e-3 * largest + 2e-4, key
 
 
 def test_parameters_really_are_in_parts(patches, tmp_path):

@@ -129,7 +129,9 @@ def test_intl_says_how_far_it_is_from_its_floor_and_draws_the_spectrum(patches, 
     assert judged.returncode == 0, judged.stderr
 
 
-@pytest.mark.parametrize("method", ["intl_m", "cwrgp", "byol"])
+@pytest.mark.parametrize(
+    "method", ["intl_m", *(pytest.param(method, marks=pytest.mark.slow) for method in ("cwrgp", "byol"))]
+)
 def test_resume_is_exact(patches, tmp_path, method):
     """The momentum copies, and CW-RGP's permutations, which come from the generator that the checkpoint holds."""
     plan = ["--epochs", 3, "--save_every", 4, "--cov_w", 0.01, "--cov_stop", 1]
