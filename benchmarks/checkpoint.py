@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.methods import training_step
 from benchmarks.timing import machine, wait_for_device
 from src.checkpoints.store import CheckpointStore, RunState
 from src.clock import Clock
@@ -62,16 +63,10 @@ def measure(method: Method, images: int, rounds: int, folder: Path) -> dict[str,
     state = RunState(method, optimizer, scaler, clock, images)
     crops = [torch.randn(images, 3, 224, 224, device=device) for _ in range(2)]
     batch = Batch(crops, torch.zeros(images, dtype=torch.long), torch.arange(images, device=device))
-    half = torch.bfloat16 if device.type == "cuda" else None
+    train = training_step(method, optimizer, batch, clock)
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=half, enabled=half is not None):
-            loss = method(batch, clock)["loss"]
-        loss.backward()
-        method.after_backward(clock)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step(clock)
+        train()
         if isinstance(method, DeepClusterV2):
             method._next_row = 0
         clock.step += 1

@@ -43,7 +43,12 @@ def step_of(name: str, recipe: str, size: int, device: torch.device) -> Callable
     views, side = (4, side // 2) if name == WHAT_WHERE else (2, side)
     crops = [torch.randn(size, 3, side, side, device=device) for _ in range(views)]
     batch = Batch(crops, torch.zeros(size, dtype=torch.long), torch.arange(size))
-    clock = Clock(1000, 1)
+    return training_step(method, optimizer, batch, Clock(1000, 1))
+
+
+def training_step(method: Method, optimizer: torch.optim.Optimizer, batch: Batch, clock: Clock) -> Callable[[], object]:
+    """A step on the device of the batch, in bf16 on a GPU."""
+    device = batch.crops[0].device
     dtype = torch.bfloat16 if device.type == "cuda" else None
 
     def step() -> None:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from src.data.loading import Batch
 from tests.helpers import photograph_patches
-from tests.pretended import Record, Watch, pretended_device
 from tests.steps import LINES, make_teacher, steps, training_of
+from tests.watch import Record, Watch, pretended_device
 
 import torch
 

@@ -299,15 +299,10 @@ def main() -> int:
 
 
 def make_data(data: Path) -> None:
-    """``train`` and ``test``, 4 classes of 24 and 8 patches of 64 pixels, cut from the repository's photographs."""
     sys.path[:0] = [str(ROOT)]
-    from src.data.patches import cut_patches
+    from tests.helpers import photograph_patches
 
-    photographs = data / "photographs"
-    photographs.mkdir(parents=True, exist_ok=True)
-    for name in ("stream", "brushes", "leaf", "dogs"):
-        shutil.copy(ROOT / "data" / "photographs" / f"{name}.jpg", photographs)
-    cut_patches(photographs, data, size=64, max_train=24, max_test=8)
+    photograph_patches(data)
 
 
 def run(tree: Path, out: Path, data: Path, names: list[str]) -> None:

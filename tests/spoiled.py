@@ -17,8 +17,8 @@ from src.losses.twist import twist_loss
 from src.ops.whitening import Kind, whitening_matrix
 from src.optim.plain import adam
 from tests.audit import Audit, audit
-from tests.pretended import Record, pretended_device
 from tests.steps import make_teacher
+from tests.watch import Record, pretended_device
 
 import torch
 from torch import Tensor
@@ -143,10 +143,6 @@ def main(patches: Path, folder: Path) -> None:
     make_teacher(patches, folder)
     found: dict[str, Any] = {}
     with pretended_device() as (device, watch):
-
-        def faults(line: str) -> list[str]:
-            return audit(line, "fp32", patches, folder, device, watch, 4).faults()
-
         weight = torch.ones(3, 4).to(device)
         for name, mistake in {**{name: one for name, (one, _) in IN_A_STEP.items()}, **ALLOWED}.items():
             steps = [Record() for _ in range(4)]
@@ -157,7 +153,7 @@ def main(patches: Path, folder: Path) -> None:
         found["facts"] = {name: fact(weight) for name, fact in FACTS.items()}
         for name, (line, target, instead) in ONCE.items():
             with mock.patch(target, instead):
-                found[name] = faults(line)
+                found[name] = audit(line, "fp32", patches, folder, device, watch, 4).faults()
     (folder / "spoiled.json").write_text(json.dumps(found))
 
 

@@ -124,7 +124,7 @@ class Training:
 
     def restore(self, which: str) -> None:
         """Continues from a checkpoint, before :meth:`run`; ``which`` as in :meth:`CheckpointStore.resume`."""
-        path = self.saving.restore(which, self.monitor.warn)
+        path = self.saving.restore(which)
         if path is not None:
             self.monitor.say(f"continuing from {path}: epoch {self.clock.epoch}, step {self.clock.step_in_epoch} of it")
 

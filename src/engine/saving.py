@@ -12,17 +12,17 @@ class Saving:
     Args:
         store: the run's checkpoints.
         state: what they capture.
-        warn: takes what goes wrong while something worse does.
+        warn: takes what a resume warns of, and what goes wrong while something worse does.
     """
 
     def __init__(self, store: CheckpointStore | None, state: RunState, warn: Callable[[str], None]) -> None:
         self.store, self.state, self._warn = store, state, warn
         self._newest = -1
 
-    def restore(self, which: str, warn: Callable[[str], None]) -> Path | None:
+    def restore(self, which: str) -> Path | None:
         """Fills the state, as :meth:`CheckpointStore.resume` does."""
         assert self.store is not None
-        path = self.store.resume(self.state, warn, which)
+        path = self.store.resume(self.state, self._warn, which)
         if path is not None:
             self._newest = self.store.saved_step = self.state.clock.step
         return path
