@@ -1,4 +1,5 @@
-"""The parts of a step one by one: Sinkhorn, loss, optimisers, moving average, k-means; each against a plain version.
+"""The parts of a step one by one: Sinkhorn, loss, optimisers, moving average, k-means, convolutions of small maps; each
+against a plain version.
 
     python benchmarks/micro.py [--only sinkhorn larc ...] [--ranks 2] [--peer]
 
@@ -30,6 +31,7 @@ from benchmarks.timing import Timing, by_turns, machine, table
 from src.losses.sinkhorn import sinkhorn
 from src.losses.swapped_prediction import swapped_prediction_loss
 from src.models.backbones import create_backbone
+from src.models.backbones.convolution import as_product
 from src.ops.kmeans import assign
 from src.optim.ema import momentum_copy, update_momentum_copy
 from src.optim.larc import LARC
@@ -168,6 +170,32 @@ def averages(network: str, device: torch.device, peer: bool) -> dict[str, Callab
     return found
 
 
+# Convolutions of small maps: images, channels in and out, side of the map, kernel, stride
+MAPS = [
+    (192, 512, 512, 1, 3, 1), (64, 512, 512, 2, 3, 1), (64, 256, 512, 4, 3, 2), (192, 256, 256, 2, 3, 1),
+    (192, 128, 128, 4, 3, 1), (192, 512, 2048, 1, 1, 1), (64, 1024, 2048, 4, 1, 2), (16, 2048, 512, 7, 1, 1),
+    (16, 1024, 256, 14, 1, 1),
+]  # fmt: skip
+
+
+def convolutions(which: tuple[int, ...], device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
+    """Forward and backward pass in the channels-last layout."""
+    images, channels, out, side, kernel, stride = which
+    pixels, weight = (
+        torch.randn(shape, device=device).to(memory_format=torch.channels_last).requires_grad_()
+        for shape in [(images, channels, side, side), (out, channels, kernel, kernel)]
+    )
+    upstream = torch.randn_like(as_product(pixels, weight, stride))
+
+    def timed(compute: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(compute(), (pixels, weight), upstream)
+
+    return {
+        BASELINE: timed(lambda: F.conv2d(pixels, weight, stride=stride, padding=kernel // 2)),
+        "as a matrix product": timed(lambda: as_product(pixels, weight, stride)),
+    }
+
+
 def kmeans_steps(device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:
     """One iteration on 20,000 x 128 with 500 clusters."""
     x, c = unit(20_000, DIM, device), unit(500, DIM, device, 1)
@@ -215,6 +243,13 @@ PARTS: dict[str, tuple[str, Callable[[torch.device, bool], dict[str, Callable[[]
         )
     },
     "kmeans": ("k-means iteration, 20,000 x 128, 500 clusters", kmeans_steps),
+    **{
+        f"map{number}": (
+            f"{images} images, {channels} -> {out} channels, map {side}x{side}, kernel {kernel}, stride {stride}",
+            functools.partial(convolutions, (images, channels, out, side, kernel, stride)),
+        )
+        for number, (images, channels, out, side, kernel, stride) in enumerate(MAPS)
+    },
 }
 
 
