@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.methods import training_step
 from benchmarks.timing import machine, wait_for_device
-from src.checkpoints.store import CheckpointStore, RunState
+from src.checkpoints.state import RunState
+from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
 from src.data.loading import Batch
 from src.engine.method import Method

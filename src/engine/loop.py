@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ..checkpoints.store import CheckpointStore, RunState
+from ..checkpoints.state import RunState
+from ..checkpoints.store import CheckpointStore
 from ..clock import Clock
 from ..data.loading import Batch
 from ..data.sampling import ResumableBatches

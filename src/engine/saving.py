@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoints.store import CheckpointStore, RunState
+from ..checkpoints.state import RunState
+from ..checkpoints.store import CheckpointStore
 
 
 class Saving:
@@ -54,6 +55,8 @@ class Saving:
         return (self.store and self.store.saved_step) or 0
 
     def __enter__(self) -> "Saving":
+        if self.store is not None:
+            self.store.connect()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -2,7 +2,8 @@ import os
 import pickle
 
 from src.checkpoints.files import describe_mismatch, read_file, write_atomically
-from src.checkpoints.store import CheckpointStore, RunState, read_run
+from src.checkpoints.state import RunState
+from src.checkpoints.store import CheckpointStore, read_run
 from src.clock import Clock
 from src.errors import UserError
 from src.optim.larc import LARC

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from src.checkpoints.store import CheckpointStore, RunState
+from src.checkpoints.state import RunState
+from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
 from src.methods.moco import MoCo
 from src.models.backbones import create_backbone

@@ -4,7 +4,8 @@ import itertools
 import json
 
 import eval_cluster
-from src.checkpoints.store import CheckpointStore, RunState
+from src.checkpoints.state import RunState
+from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
 from src.errors import UserError
 from src.evaluation.class_heads import load_class_head

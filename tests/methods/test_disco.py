@@ -2,7 +2,8 @@
 
 import copy
 
-from src.checkpoints.store import CheckpointStore, RunState
+from src.checkpoints.state import RunState
+from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
 from src.data.loading import Batch
 from src.errors import UserError

@@ -9,7 +9,8 @@ import eval_linear
 import eval_semisup
 import main_swav
 from src import cli
-from src.checkpoints.store import CheckpointStore, RunState
+from src.checkpoints.state import RunState
+from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
 from src.methods.swav import SwAV
 from src.models.backbones import create_backbone

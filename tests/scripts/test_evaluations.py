@@ -2,7 +2,8 @@
 
 import json
 
-from src.checkpoints.store import CheckpointStore, RunState, read_run
+from src.checkpoints.state import RunState
+from src.checkpoints.store import CheckpointStore, read_run
 from src.clock import Clock
 from src.engine.monitor import read_log
 from src.errors import UserError

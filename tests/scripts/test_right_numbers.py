@@ -5,7 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
-from src.checkpoints.store import CheckpointStore, RunState
+from src.checkpoints.state import RunState
+from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
 from src.data.folder import FolderImages
 from src.data.loading import loader_of
