@@ -13,7 +13,7 @@ import contextlib
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.step import plain_larc, plain_loss
+from benchmarks.plain import plain_larc, plain_lars, plain_loss
 from benchmarks.timing import Timing, by_turns, machine, table
 from src.losses.sinkhorn import sinkhorn
 from src.losses.swapped_prediction import swapped_prediction_loss
@@ -114,23 +114,6 @@ def larcs(network: str, device: torch.device, peer: bool) -> dict[str, Callable[
     sgd = torch.optim.SGD(plain, lr=1e-3, momentum=0.9, foreach=False)
     optimizer = LARC(ours, lr=1e-3, weight_decay=1e-6)
     return {BASELINE: lambda: plain_larc(plain, sgd, 1e-6), "LARC": optimizer.step}
-
-
-@torch.no_grad()
-def plain_lars(parameters: Sequence[nn.Parameter], buffers: list[Tensor]) -> None:
-    for parameter, buffer in zip(parameters, buffers, strict=True):
-        assert parameter.grad is not None
-        update = parameter.grad
-        if parameter.ndim > 1:
-            update = update.add(parameter, alpha=1e-6)
-            weight_norm, update_norm = torch.norm(parameter), torch.norm(update)
-            one = torch.ones_like(weight_norm)
-            rate = torch.where(
-                weight_norm > 0, torch.where(update_norm > 0, 0.001 * weight_norm / update_norm, one), one
-            )
-            update = update.mul(rate)
-        buffer.mul_(0.9).add_(update)
-        parameter.add_(buffer, alpha=-1e-3)
 
 
 def larses(network: str, device: torch.device, peer: bool) -> dict[str, Callable[[], object]]:

@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py [--recipe imagenet|small] [--workers 16]
 
-The baseline is `benchmarks/data.py`'s paper transforms in a torch DataLoader and `benchmarks/step.py`'s plain loop.
+The baseline is `benchmarks/data.py`'s paper transforms in a torch DataLoader and `benchmarks/plain.py`'s loop.
 The last line is our step on a batch that is on the device already: what the data pipeline costs beyond it.
 """
 
@@ -26,8 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.data import RECIPES as DATA_RECIPES
 from benchmarks.data import paper_transform, write_images
+from benchmarks.plain import plain_step
 from benchmarks.step import RECIPES as STEP_RECIPES
-from benchmarks.step import our_training, plain_step_on
+from benchmarks.step import make_method, our_training
 from benchmarks.timing import machine, record, wait_for_device
 from src.data.datasets import IMAGENET_MEAN, SWAV_STD, FolderImages, TrainingDataSettings
 from src.data.loading import Batch, ViewDataset, make_loader
@@ -73,8 +74,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     on_device = TrainingDataSettings(augment_on=args.augment_on).colours_on(device)
-    _, _, on_cpu, on_gpu, _ = STEP_RECIPES[args.recipe]
-    size = args.batch_size or (on_gpu if device.type == "cuda" else on_cpu)
+    recipe = STEP_RECIPES[args.recipe]
+    size = args.batch_size or recipe.images(device)
     image_size, crops = DATA_RECIPES[args.recipe]
     views = multi_crop(**crops)
     pin = device.type == "cuda"
@@ -92,19 +93,19 @@ def main() -> None:
             persistent_workers=True,
         )
         plain_batches = itertools.chain.from_iterable(itertools.repeat(plain_loader))
-        plain_step = plain_step_on(args.recipe, device)
+        plain = plain_step(make_method("swav", recipe, device))
         batches = ResumableBatches(len(many), size)
         loader = make_loader(
             ViewDataset(many, views, 31, colours_on_device=on_device), batches, workers=args.workers, pin_memory=pin
         )
         our_batches = endless(loader, batches)
         prepare = ToDevice(device, IMAGENET_MEAN, SWAV_STD)
-        training = our_training(args.recipe, size, device, args.compile, prepare)
-        resting = our_training(args.recipe, size, device, args.compile, lambda batch: batch)
+        training = our_training("swav", recipe, size, device, args.compile, prepare)
+        resting = our_training("swav", recipe, size, device, args.compile, lambda batch: batch)
         ready = prepare(next(our_batches))
 
         contestants: dict[str, Callable[[], object]] = {
-            "plain data, plain step (baseline)": lambda: plain_step(
+            "plain data, plain step (baseline)": lambda: plain(
                 [crop.to(device, non_blocking=True) for crop in next(plain_batches)]
             ),
             "ours": lambda: training._step([next(our_batches)]),

@@ -36,8 +36,9 @@ PRECISIONS = {
 # Lines whose steps of fp16 take two batches; swav-heads and w2ssl-quarters do in any precision
 ACCUMULATED = ("swav", "deepcluster-v2", "moco", "disco")
 
-# torch has no eigendecomposition that does not read from the device whether it could be done
+# torch has no eigendecomposition that does not read from the device whether it could be done; how many a step has
 UNAVOIDABLE = "aten._linalg_eigh"
+DECOMPOSITIONS = {"cwrgp": 1, "pca": 1, "zero_icl": 1, "cwrgp-four-views": 2}
 # Where float64 belongs: the mean of an image's grey levels, which is exact so; covariances of images that look alike;
 # SeLa's transport plan, whose exponents are large; torch's own reciprocal of the loss scale
 DOUBLES = ("augment.py", "whitening.py", "cwrgp.py", "sela.py", "self.scaler.unscale_(self.optimizer)")
@@ -77,6 +78,10 @@ class Audit:
     def faults(self) -> list[str]:
         """What must not be, in words."""
         found = {f"waits: {place}" for place in self.waits if not place.startswith(UNAVOIDABLE)}
+        needed = len(self.steps) * DECOMPOSITIONS.get(self.line, 0)
+        decompositions = sum(count for place, count in self.waits.items() if place.startswith(UNAVOIDABLE))
+        if decompositions > needed:
+            found.add(f"waits: {UNAVOIDABLE} {decompositions} times in {len(self.steps)} steps")
         for record in [*(record for epoch in self.epochs for record in epoch), *self.log_steps, *self.batches]:
             found |= {f"mixes devices: {place}" for place in record.mixed}
             found |= {f"float64: {place}" for place in record.doubles if not self._may_be_double(place)}

@@ -70,26 +70,22 @@ class PackedDraws:
         )
 
 
+# A short list of steps in which every order of three blends and a hue shift is found, from left to right; each step
+# costs the device the same launches however few images it changes. The first blend is a grayscale before the jitter
+_STEPS = ("blend", "blend", "hue", "blend", "blend", "hue", "blend")
+
+
 def pack(draws: Sequence[Draw]) -> PackedDraws:
-    """Groups what is to be done by operation: for each of the five places in the order, its blends (brightness,
-    contrast, saturation and grayscale, all of them ``anchor + factor * (x - anchor)``) and its hue shifts."""
-    steps: list[tuple[str, list[tuple[int, tuple[float, ...]]]]] = []
-    for place in range(5):
-        blends: list[tuple[int, tuple[float, ...]]] = []
-        hues: list[tuple[int, tuple[float, ...]]] = []
-        for row, draw in enumerate(draws):
-            operation = draw.order[place] if place < len(draw.order) else None
-            if operation == BRIGHTNESS:
-                blends.append((row, (draw.brightness, 0.0, 0.0)))
-            elif operation == CONTRAST:
-                blends.append((row, (draw.contrast, 1.0, 0.0)))
-            elif operation == SATURATION:
-                blends.append((row, (draw.saturation, 0.0, 1.0)))
-            elif operation == GRAYSCALE:
-                blends.append((row, (0.0, 0.0, 1.0)))
-            elif operation == HUE:
-                hues.append((row, (float(hue_steps(draw.hue)),)))
-        steps += [("blend", blends), ("hue", hues)]
+    """Groups what is to be done by operation: brightness, contrast, saturation and grayscale are all blends
+    ``anchor + factor * (x - anchor)``, and each image's operations go to the first steps that keep their order."""
+    rows_of: list[list[tuple[int, tuple[float, ...]]]] = [[] for _ in _STEPS]
+    for row, draw in enumerate(draws):
+        step = 0 if draw.order[:1] == (GRAYSCALE,) else 1
+        for operation in draw.order:
+            step = _STEPS.index("hue" if operation == HUE else "blend", step)
+            rows_of[step].append((row, _parameters(operation, draw)))
+            step += 1
+    steps = list(zip(_STEPS, rows_of, strict=True))
     steps.append(("grayscale", [(row, ()) for row, draw in enumerate(draws) if draw.grayscale]))
     steps.append(("blur", [(row, box_weights(draw.blur_sigma)) for row, draw in enumerate(draws) if draw.blur_sigma]))
     steps.append(("solarize", [(row, ()) for row, draw in enumerate(draws) if draw.solarize]))
@@ -103,6 +99,17 @@ def pack(draws: Sequence[Draw]) -> PackedDraws:
         values=torch.from_numpy(values),
         operations=tuple((name, len(rows)) for name, rows in steps),
     )
+
+
+def _parameters(operation: int, draw: Draw) -> tuple[float, ...]:
+    """Of a hue shift its steps; of a blend its factor, and whether its anchor is the mean gray, or each pixel's gray."""
+    if operation == HUE:
+        return (float(hue_steps(draw.hue)),)
+    if operation == BRIGHTNESS:
+        return (draw.brightness, 0.0, 0.0)
+    if operation == CONTRAST:
+        return (draw.contrast, 1.0, 0.0)
+    return (draw.saturation if operation == SATURATION else 0.0, 0.0, 1.0)
 
 
 @torch.no_grad()
@@ -130,15 +137,15 @@ def _gray(images: Tensor) -> Tensor:
     if images.shape[1] != 3:
         return images.mean(dim=1, keepdim=True).add_(0.5).floor_()
     red, green, blue = images.split(1, dim=1)
-    sums = (red * GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
-    return sums.add_(0x8000).mul_(2.0**-16).floor_()
+    weights = [weight / 65536 for weight in GRAY]  # sums are as exact as those of the whole numbers
+    return (red * weights[0]).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2]).add_(0.5).floor_()
 
 
 def _blend(images: Tensor, values: Tensor) -> Tensor:
     factor, is_contrast, is_saturation = (values[:, i].view(-1, 1, 1, 1) for i in range(3))
     gray = _gray(images)
     mean = gray.mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).add_(0.5).floor_().float()
-    anchor = gray.mul_(is_saturation).add_(mean.mul_(is_contrast))
+    anchor = torch.addcmul(mean.mul_(is_contrast), gray, is_saturation)
     return images.sub_(anchor).mul_(factor).add_(anchor).clamp_(0, 255).floor_()
 
 

@@ -126,7 +126,7 @@ class GroupWhitening(JointEmbedding):
         distance = normalised_mse if self.normalise else F.mse_loss
         losses = []
         for _ in range(self.repeats):
-            whitened = self._whiten(embeddings_Vnd)
+            whitened = self._whiten(torch.stack(embeddings_Vnd))
             losses += [distance(whitened[i], whitened[j]) for i, j in pairs]
         loss = torch.stack(losses).mean()
         past = clock.epoch - self.covariance_epochs
@@ -135,27 +135,28 @@ class GroupWhitening(JointEmbedding):
             loss = loss + self.covariance_weight * torch.stack(penalties).sum()
         return loss
 
-    def _whiten(self, embeddings_Vnd: list[Tensor]) -> list[Tensor]:
-        """Each view's sub-batches, whitened with permutations of their own, at their places."""
-        samples, features = embeddings_Vnd[0].shape
+    def _whiten(self, embeddings_Vnd: Tensor) -> Tensor:
+        """(V, n, d) -> (V, n, d): each view's sub-batches, whitened with permutations of their own, at their places."""
+        views, samples, features = embeddings_Vnd.shape
         if samples % self.sub_batch:
             raise UserError(f"--w_size {self.sub_batch} does not divide the {samples} images of a process")
-        order = torch.randperm(samples)
-        out = [torch.empty_like(one) for one in embeddings_Vnd]
-        for rows in order.split(self.sub_batch):
-            rows = sent(rows, out[0].device)
-            for view, embeddings in enumerate(embeddings_Vnd):
-                channels = None
-                if self.random_groups and self.transform in get_args(Kind):
-                    channels = sent(torch.randperm(features), rows.device)
-                out[view] = out[view].index_copy(0, rows, self._transformed(embeddings[rows], channels))
-        return out
+        order, channels = torch.randperm(samples), None
+        parts = samples // self.sub_batch
+        if self.random_groups and self.transform in get_args(Kind):
+            drawn = [torch.randperm(features) for _ in range(parts * views)]  # part by part, and view by view
+            channels = sent(torch.stack(drawn).view(parts, views, features).transpose(0, 1), embeddings_Vnd.device)
+        order, back = (sent(rows, embeddings_Vnd.device) for rows in (order, order.argsort()))
+        cut = embeddings_Vnd.index_select(1, order).unflatten(1, (parts, self.sub_batch))
+        return self._transformed(cut, channels).flatten(1, 2).index_select(1, back)
 
     def _transformed(self, x: Tensor, channels: Tensor | None) -> Tensor:
+        """Sub-batches (V, S, w, d), with channels (V, S, d)."""
         if self.transform == "plain":
             return x
         if self.transform == "bn":
-            return F.batch_norm(x, None, None, training=True, eps=self.whitening["eps"] or 1e-12)
+            columns = x.movedim(2, 0).flatten(1)  # a column for each channel of each sub-batch
+            normalised = F.batch_norm(columns, None, None, training=True, eps=self.whitening["eps"] or 1e-12)
+            return normalised.view_as(x.movedim(2, 0)).movedim(0, 2)
         try:
             # images that look alike make covariances that float32 takes for singular
             whitened = group_whitening(x.double(), self.transform, permutation=channels, **self.whitening)  # type: ignore[arg-type]
@@ -163,9 +164,10 @@ class GroupWhitening(JointEmbedding):
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             if not bool(torch.isfinite(x).all()):
                 raise Diverged(f"the embeddings are not finite. {self.advice}") from None
-            groups = self.whitening["groups"]
+            groups, (samples, features) = self.whitening["groups"], x.shape[2:]
+            rank = torch.linalg.matrix_rank(x - x.mean(dim=-1, keepdim=True)).min().item()
             raise Diverged(
-                f"the covariance of {len(x)} samples over {x.shape[1] // groups} channels cannot be whitened (rank "
-                f"{torch.linalg.matrix_rank(x - x.mean(dim=1, keepdim=True)).item()}): try {LARGER_COVARIANCES}, "
+                f"the covariance of {samples} samples over {features // groups} channels cannot be whitened (rank "
+                f"{rank}): try {LARGER_COVARIANCES}, "
                 "or a lower learning rate"
             ) from None

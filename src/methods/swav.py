@@ -72,6 +72,7 @@ class SwAV(PrototypeMethod):
 
     per_rank_buffers: ClassVar[dict[str, int]] = {"queue": 1}
     queue: Tensor
+    _next_queue: Tensor  # room for the next one; the two change places
 
     def __init__(
         self,
@@ -88,7 +89,9 @@ class SwAV(PrototypeMethod):
         self.sinkhorn_iterations = sinkhorn_iterations
         self.epoch_queue_starts = epoch_queue_starts
         heads = self.prototypes.heads()
-        self.register_buffer("queue", torch.zeros(len(self.crops_for_assign), queue_rows, heads[0].in_features))
+        queue = torch.zeros(len(self.crops_for_assign), queue_rows, heads[0].in_features)
+        self.register_buffer("queue", queue)
+        self.register_buffer("_next_queue", queue.clone(), persistent=False)
         self.queue_filled = 0
         self.register_buffer("prototypes_used", torch.zeros(heads[0].out_features, dtype=torch.bool), persistent=False)
 
@@ -166,7 +169,8 @@ class SwAV(PrototypeMethod):
         if rows == 0 or clock.epoch < self.epoch_queue_starts:
             return
         num_images = assigned_ABD.shape[1]
-        self.queue.copy_(torch.cat([assigned_ABD, self.queue[:, : rows - num_images]], dim=1))
+        torch.cat([assigned_ABD, self.queue[:, : rows - num_images]], dim=1, out=self._next_queue)
+        self.queue, self._next_queue = self._next_queue, self.queue
         self.queue_filled = min(rows, self.queue_filled + num_images)
 
     # ------------------------------------------------------------------------------------------------ diagnostics

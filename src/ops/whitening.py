@@ -102,31 +102,30 @@ def group_whitening(
     The mean is taken off over *all* features (axis 0), and each group's covariance is about that mean.
 
     Args:
-        x: (n, d), local.
+        x: (..., n, d), local; each (n, d) is whitened by itself, all in one call, for which a GPU is waited for once.
         kind: ``zca`` (CW-RGP), ``cholesky`` (W-MSE) or ``pca``.
         groups: G; must divide d.
         axis: see above; on axis 0 a group's covariance is n x n over d / G features.
         eps: shrinkage towards the identity.
         minus: taken off the number of observations in the covariance's divisor.
-        permutation: (d,), of the features before they are cut into groups; undone afterwards.
+        permutation: (..., d), of the features before they are cut into groups; undone afterwards.
 
     Returns:
-        (n, d). See :func:`whitening_matrix` for covariances that are not positive definite.
+        (..., n, d). See :func:`whitening_matrix` for covariances that are not positive definite.
     """
-    samples, features = x.shape
-    centred = x - x.mean(dim=1, keepdim=True) if axis == 0 else x - x.mean(dim=0)
+    centred = x - x.mean(dim=-1 if axis == 0 else -2, keepdim=True)
     if permutation is not None:
-        centred = centred[:, permutation]
-    blocks = centred.view(samples, groups, features // groups).transpose(0, 1)  # (G, n, d / G)
-    a = blocks.transpose(1, 2) if axis == 0 else blocks  # (G, observations, variables)
-    covariance = a.transpose(1, 2) @ a / (a.shape[1] - minus)
+        centred = centred.take_along_dim(permutation.unsqueeze(-2), dim=-1)
+    blocks = centred.unflatten(-1, (groups, x.shape[-1] // groups)).transpose(-3, -2)  # (..., G, n, d / G)
+    a = blocks.mT if axis == 0 else blocks  # (..., G, observations, variables)
+    covariance = a.mT @ a / (a.shape[-2] - minus)
     if eps:
         identity = torch.eye(covariance.shape[-1], dtype=x.dtype, device=x.device)
         covariance = (1 - eps) * covariance + eps * identity
     whitened = a @ whitening_matrix(covariance, kind)
-    blocks = whitened.transpose(1, 2) if axis == 0 else whitened
-    out = blocks.transpose(0, 1).reshape(samples, features)
-    return out if permutation is None else out[:, permutation.argsort()]
+    blocks = whitened.mT if axis == 0 else whitened
+    out = blocks.transpose(-3, -2).flatten(-2)
+    return out if permutation is None else out.take_along_dim(permutation.argsort(dim=-1).unsqueeze(-2), dim=-1)
 
 
 def whitening_matrix(covariance: Tensor, kind: Kind) -> Tensor:

@@ -176,3 +176,17 @@ def test_the_covariance_penalty_is_the_mean_square_of_what_is_off_the_diagonal(a
     covariance = np.cov(x.numpy(), rowvar=axis == 0)
     off = covariance - np.diag(np.diag(covariance))
     assert covariance_penalty(x, axis).item() == pytest.approx((off**2).sum() / len(covariance))
+
+
+@pytest.mark.parametrize("kind", ["zca", "cholesky", "pca"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_many_batches_are_whitened_each_by_itself(kind, axis):
+    count, samples, features = 3, (6, 40)[axis], (40, 6)[axis]
+    x = torch.randn(2, count, samples, features, dtype=torch.float64)
+    orders = torch.stack([torch.randperm(features) for _ in range(2 * count)]).view(2, count, features)
+    options = {"kind": kind, "groups": 2, "axis": axis, "eps": 0.1}
+    together = group_whitening(x, permutation=orders, **options)
+    for i in range(2):
+        for j in range(count):
+            alone = group_whitening(x[i, j], permutation=orders[i, j], **options)
+            np.testing.assert_allclose(together[i, j], alone, rtol=1e-9, atol=1e-11)
