@@ -10,6 +10,7 @@ from src.data.loading import ViewDataset, collate
 from src.data.sampling import Position
 from src.data.to_device import ToDevice
 from src.data.view_sets import multi_crop
+from src.engine.finite import tensors_in
 from src.models.backbones import checkpoint_activations, create_backbone
 from src.parallel import launch
 from tests.helpers import run, torchrun
@@ -122,15 +123,60 @@ def test_the_first_steps_are_those_of_the_cpu(patches, runs, name, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["swav-queue", "deepcluster-v2", "sela-v2", "twist-teacher", "intl_m", "cwrgp", "byol", "moco", "disco", "seed",
-     "w2ssl", "dino"],
+    ["swav-queue", "deepcluster-v2", "sela-v2", "twist-teacher", "twist-moco", "intl_m", "cwrgp", "byol", "moco",
+     "disco", "seed", "w2ssl", "dino"],
 )  # fmt: skip
 def test_every_method_resumes_exactly(patches, runs, tmp_path, name):
+    """twist-moco drops activations, by the random numbers of the GPU."""
     line = f"{LINES[name]} --deterministic"
     finish(line, patches, runs, tmp_path / "a")
     finish(line, patches, runs, tmp_path / "b", "--max_steps", 7)
     finish(line, patches, runs, tmp_path / "b")
     assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["swav-queue", "moco", "deepcluster-v2"])
+def test_a_checkpoint_is_of_its_step_though_the_training_goes_on(patches, runs, tmp_path, name):
+    """It is copied on a stream of its own, and written by a thread."""
+    line = f"{LINES[name]} --deterministic --save_every 1 --keep_last 99"
+    finish(line, patches, runs, tmp_path / "a")
+    finish(line, patches, runs, tmp_path / "b", "--max_steps", 7)
+    saved = [read_run(tmp_path / folder / "checkpoints" / "step-000000007.pth") for folder in "ab"]
+    for entry in ("state_dict", "optimizer", "per_rank"):
+        ours, theirs = (list(tensors_in(run[entry])) for run in saved)
+        assert len(ours) == len(theirs) > 0
+        assert all(map(torch.equal, ours, theirs)), entry
+
+
+@pytest.mark.parametrize("name", ["swav", "moco", "twist", "twist-barlow"])
+def test_an_overflow_changes_no_weight(patches, runs, name):
+    """LARC, SGD, LARS and AdamW, whose kernels read from the scaler whether a step is to be left out."""
+    training = training_of(name, patches, runs, launch.choose_device("cuda", 0), "--precision", "fp16")
+    training.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60)
+    # SwAV's prototypes are made unit rows before each step
+    trained = [p for n, p in training.method.named_parameters() if p.requires_grad and n.startswith("backbone.")]
+    before = [p.detach().clone() for p in trained]
+    next(steps(training))
+    assert all(map(torch.equal, before, trained))
+    assert training.scaler.get_scale() == 2.0**59
+    momenta = [value for state in training.optimizer.state.values() for value in state.values()]
+    assert not any(value.count_nonzero() for value in momenta if torch.is_tensor(value) and value.ndim)
+    training.scaler = torch.amp.GradScaler("cuda", init_scale=1.0)
+    next(itertools.islice(steps(training), 1, None))  # the first step of a warm-up may have a rate of 0
+    assert not all(map(torch.equal, before, trained))
+    assert all(p.isfinite().all() for p in trained)
+
+
+@pytest.mark.parametrize("name", ["swav", "moco", "twist"])
+def test_weights_and_momenta_stay_channels_last(patches, runs, name):
+    training = training_of(name, patches, runs, launch.choose_device("cuda", 0))
+    list(itertools.islice(steps(training), 2))
+    kernels = [p for p in training.optimizer.state if p.ndim == 4 and p.shape[2] > 1]
+    assert kernels
+    for kernel in kernels:
+        assert kernel.is_contiguous(memory_format=torch.channels_last)
+        momentum = training.optimizer.state[kernel]["momentum_buffer"]
+        assert momentum.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
@@ -140,7 +186,8 @@ def test_evaluations_run(patches, runs, tmp_path, name):
 
 @pytest.mark.parametrize(
     "line",
-    [LINES["swav"], f"{LINES['swav']} --sync_bn apex", f"{LINES['swav']} --shard", LINES["twist"], LINES["intl_m"],
+    [LINES["swav"], f"{LINES['swav']} --sync_bn apex", f"{LINES['swav']} --sync_bn apex --syncbn_process_group_size 1",
+     f"{LINES['swav']} --shard", LINES["twist"], LINES["intl_m"],
      LINES["moco"], LINES["w2ssl"], LINES["deepcluster-v2"],
      *(f"{LINES[name]} --shard" for name in ("deepcluster-v2", "twist-teacher", "moco", "w2ssl"))],
 )  # fmt: skip
@@ -150,6 +197,51 @@ def test_a_process_group_of_one(patches, runs, tmp_path, line):
     result = run(*words, "--dump_path", tmp_path, "--workers", 1, launcher=torchrun(1))
     assert result.returncode == 0, result.stderr
     assert read_run(tmp_path / "checkpoint.pth.tar")["epoch"] == 3
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(
+    "line",
+    [f"{LINES['swav']} --sync_bn apex --syncbn_process_group_size {size} --batch_size 8" for size in (1, 2)]
+    + [f"{LINES['swav']} --shard", LINES["moco"], f"{LINES['twist'].replace('--bunch-size 16', '--bunch-size 32')}"],
+)
+def test_two_gpus(patches, runs, tmp_path, line):
+    """Groups of batch norms, gathered and shuffled rows, and shards over NCCL."""
+    words = line.format(data=patches, runs=runs).replace("--device cpu", "--device cuda").split()
+    result = run(*words, "--dump_path", tmp_path, "--workers", 1, launcher=torchrun(2))
+    assert result.returncode == 0, result.stderr
+    assert read_run(tmp_path / "checkpoint.pth.tar")["epoch"] == 3
+
+
+def test_memory_in_growing_segments(patches, runs, tmp_path, monkeypatch):
+    """What the docs recommend against fragmented memory, with checkpoints, resume, and another stream."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    words = LINES["swav"].format(data=patches, runs=runs).replace("--device cpu", "--device cuda").split()
+    for more in (["--max_steps", "7"], []):
+        result = run(*words, "--dump_path", tmp_path, *more, launcher=torchrun(1))
+        assert result.returncode == 0, result.stderr
+    assert read_run(tmp_path / "checkpoint.pth.tar")["epoch"] == 3
+
+
+def test_a_batch_is_ready_when_it_is_used_and_stays_so(patches):
+    """The GPU is far behind the host, and the memory of one batch is given to the next."""
+    dataset = ViewDataset(FolderImages(patches / "train"), multi_crop([32, 16], [2, 3], [0.14, 0.05], [1.0, 0.14]),
+                          31, colours_on_device=True)  # fmt: skip
+    batches = [collate([dataset[Position(e, i)] for i in range(96)]).pin_memory() for e in range(4)]
+    prepare, alone = (ToDevice(torch.device("cuda"), (0.0,) * 3, (1.0,) * 3) for _ in range(2))
+    expected = []
+    for batch in batches:
+        expected.append([crop.clone() for crop in alone(batch).crops])
+        torch.cuda.synchronize()
+    work, found = torch.randn(4096, 4096, device="cuda"), []
+    for batch in batches * 5:
+        ready = prepare(batch)
+        for _ in range(8):
+            work = (work @ work).clamp_(-1, 1)
+        found.append([crop.clone() for crop in ready.crops])
+        del ready
+    for i, crops in enumerate(found):
+        assert all(map(torch.equal, crops, expected[i % len(batches)])), i
 
 
 def test_colours_on_the_gpu_are_those_of_the_cpu(patches):
