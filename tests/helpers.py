@@ -86,45 +86,57 @@ def torchrun(processes: int) -> list[str]:
 
 
 def run(
-    *arguments: object, launcher: list[str] | None = None, timeout: float = 300
+    *arguments: object, ranks: int = 0, launcher: list[str] | None = None, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
     """Runs a script in the repository, as a user does, with one thread for each process.
 
-    Without a launcher the script runs in a fork of this process, which has imported torch already: a new Python would
-    take seconds to do so. Not where it may use a GPU, which a fork cannot, or torch.compile, which has processes of
-    its own.
+    Without a launcher the script runs in a fork of this process, or in ``ranks`` of them, which has imported torch
+    already: a new Python would take seconds to do so. Not where it may use a GPU, which a fork cannot, or
+    torch.compile, which has processes of its own.
     """
-    on_cpu = "cpu" in arguments or not torch.cuda.is_available()
-    if launcher is None and on_cpu and "--compile" not in arguments:
-        return _run_forked([str(argument) for argument in arguments], timeout)
+    words = [str(argument) for argument in arguments]
+    on_cpu = "cpu" in words or not torch.cuda.is_available()
+    if launcher is None and on_cpu and "--compile" not in words:
+        return _run_forked(words, ranks, timeout)
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        script(*arguments, launcher=launcher), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout
-    )
+    command = script(*words, launcher=torchrun(ranks) if ranks and launcher is None else launcher)
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout)
 
 
-def _run_forked(words: list[str], timeout: float) -> "subprocess.CompletedProcess[str]":
+def _run_forked(words: list[str], ranks: int, timeout: float) -> "subprocess.CompletedProcess[str]":
+    """In one process alone, or in so many that find each other; if one fails, the others are killed."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         sys.stdout.flush()
         sys.stderr.flush()
-        child = os.fork()
-        if child == 0:
-            _become_the_script(words, out.fileno(), err.fileno())
+        port, running, code = str(free_port()), set(), 0
+        for rank in range(max(ranks, 1)):
+            child = os.fork()
+            if child == 0:
+                if ranks:
+                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                _become_the_script(words, out.fileno(), err.fileno())
+            running.add(child)
         deadline = time.monotonic() + timeout
-        while True:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                raise TimeoutError(f"{words} took more than {timeout} s")
+        while running:
             time.sleep(0.01)
+            for child in list(running):
+                pid, status = os.waitpid(child, os.WNOHANG)
+                if pid:
+                    running.remove(child)
+                    code = code or os.waitstatus_to_exitcode(status)
+            if running and (code or time.monotonic() > deadline):
+                for child in running:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                if not code:
+                    raise TimeoutError(f"{words} took more than {timeout} s")
+                break
         texts = []
         for file in (out, err):
             file.seek(0)
             texts.append(file.read())
-        return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(status), *texts)
+        return subprocess.CompletedProcess(words, code, *texts)
 
 
 def _become_the_script(words: list[str], out: int, err: int) -> None:

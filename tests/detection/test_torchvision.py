@@ -7,7 +7,7 @@ from detection.average_precision import Found, Truth, average_precision, overlap
 from detection.boxes import open_coco, open_voc
 from tests.detection.families import save
 from tests.detection.toy import make_coco, make_voc, pictures
-from tests.helpers import run, torchrun
+from tests.helpers import run
 from tests.scripts.test_bad_input import fails
 
 import numpy as np
@@ -183,7 +183,7 @@ def test_a_short_training_resumes_exactly_and_ends_in_an_ap(data, weights, tmp_p
 
 @pytest.mark.slow
 def test_two_ranks_share_the_images(data, weights, tmp_path):
-    result = run(*command(data, tmp_path, weights, "voc", "--iterations", 2), launcher=torchrun(2))
+    result = run(*command(data, tmp_path, weights, "voc", "--iterations", 2), ranks=2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("iteration 2/2") == 1
     assert (tmp_path / "detection.json").exists()

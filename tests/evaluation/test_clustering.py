@@ -16,7 +16,7 @@ from src.methods.twist import Twist
 from src.models.backbones import create_backbone
 from src.models.heads import TwistHead
 from src.optim.larc import LARC
-from tests.helpers import run, torchrun
+from tests.helpers import run
 from tests.scripts.test_bad_input import fails
 
 import numpy as np
@@ -176,7 +176,7 @@ def test_two_ranks_judge_as_one(checkpoint, patches, tmp_path):
     base = ["eval_cluster.py", patches, checkpoint, "--workers", 0, "--batch_size", 5, "--mosaic", 0]
     found = []
     for ranks in (1, 2):
-        result = run(*base, "--dump_path", tmp_path / str(ranks), launcher=torchrun(ranks))
+        result = run(*base, "--dump_path", tmp_path / str(ranks), ranks=ranks)
         assert result.returncode == 0, result.stderr
         found.append(json.loads((tmp_path / str(ranks) / "cluster.json").read_text()))
     assert found[0] == found[1]

@@ -11,7 +11,7 @@ from src.methods.swav import SwAV
 from src.models.backbones import create_backbone
 from src.models.pretrained import BackboneSpec, load_backbone
 from src.optim.larc import LARC
-from tests.helpers import run, torchrun
+from tests.helpers import run
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_eval_knn_on_two_ranks_is_the_same(checkpoint, patches, tmp_path):
     base = ["eval_knn.py", "--data_path", patches, "--workers", 0, "--k", 5, "--pretrained", checkpoint]
     results = []
     for ranks in (1, 2):
-        result = run(*base, "--dump_path", tmp_path / str(ranks), launcher=torchrun(ranks))
+        result = run(*base, "--dump_path", tmp_path / str(ranks), ranks=ranks)
         assert result.returncode == 0, result.stderr
         results.append(json.loads((tmp_path / str(ranks) / "knn.json").read_text())["knn"])
     assert results[0] == results[1]
@@ -201,7 +201,7 @@ def test_eval_semisup_on_two_ranks_equals_one_process(checkpoint, patches, tmp_p
         folder = tmp_path / str(ranks)
         result = run(
             *base, "--batch_size", 16 // ranks, "--log_every", 1, "--dump_path", folder,
-            launcher=torchrun(ranks) if ranks > 1 else None,
+            ranks=ranks if ranks > 1 else 0,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         losses.append([record["loss"] for record in read_log(folder / "semisup" / "log.jsonl", "train")])

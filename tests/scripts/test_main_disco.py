@@ -8,7 +8,7 @@ import main_swav
 from src.checkpoints.store import read_run
 from src.models.backbones import create_backbone
 from tests import built
-from tests.helpers import run, torchrun
+from tests.helpers import run
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
 
@@ -228,9 +228,9 @@ def test_killed_at_random_it_ends_in_the_same_weights(patches, tmp_path, teacher
 @pytest.mark.slow
 def test_two_ranks_resume_exactly(patches, tmp_path, teacher):
     plan = ["--epochs", 3, "--workers", 1, "--teacher", teacher, "--bn_parts", 1]
-    assert run(*command(patches, tmp_path / "a", *plan), launcher=torchrun(2)).returncode == 0
-    assert run(*command(patches, tmp_path / "b", *plan, "--max_steps", 8), launcher=torchrun(2)).returncode == 0
-    result = run(*command(patches, tmp_path / "b", *plan), launcher=torchrun(2))
+    assert run(*command(patches, tmp_path / "a", *plan), ranks=2).returncode == 0
+    assert run(*command(patches, tmp_path / "b", *plan, "--max_steps", 8), ranks=2).returncode == 0
+    result = run(*command(patches, tmp_path / "b", *plan), ranks=2)
     assert result.returncode == 0, result.stderr
     assert_same_end(tmp_path / "a", tmp_path / "b")
 

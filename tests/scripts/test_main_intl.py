@@ -154,9 +154,9 @@ def test_killed_at_random_it_ends_in_the_same_weights(patches, tmp_path):
 @pytest.mark.parametrize("method", ["intl", "cwrgp"])
 def test_two_ranks_resume_exactly(patches, tmp_path, method):
     plan = ["--epochs", 3, "--workers", 1]
-    assert run(*command(patches, tmp_path / "a", method, *plan), launcher=torchrun(2)).returncode == 0
-    assert run(*command(patches, tmp_path / "b", method, *plan, "--max_steps", 8), launcher=torchrun(2)).returncode == 0
-    assert run(*command(patches, tmp_path / "b", method, *plan), launcher=torchrun(2)).returncode == 0
+    assert run(*command(patches, tmp_path / "a", method, *plan), ranks=2).returncode == 0
+    assert run(*command(patches, tmp_path / "b", method, *plan, "--max_steps", 8), ranks=2).returncode == 0
+    assert run(*command(patches, tmp_path / "b", method, *plan), ranks=2).returncode == 0
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 

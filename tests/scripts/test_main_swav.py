@@ -96,14 +96,14 @@ def test_clustering_runs_end_in_the_same_weights_and_assignments(patches, tmp_pa
 @pytest.mark.parametrize("method", ["deepcluster-v2", "sela-v2"])
 def test_clustering_runs_on_two_ranks_resume_exactly(patches, tmp_path, method):
     extra = (*OFFLINE, "--method", method, "--workers", 1)
-    assert run(*command(patches, tmp_path / "a", *extra), launcher=torchrun(2)).returncode == 0
+    assert run(*command(patches, tmp_path / "a", *extra), ranks=2).returncode == 0
     for stop in (9, 18):
         parts = command(patches, tmp_path / "b", *extra, "--max_steps", stop)
-        assert run(*parts, launcher=torchrun(2)).returncode == 0
-    assert run(*command(patches, tmp_path / "b", *extra), launcher=torchrun(2)).returncode == 0
+        assert run(*parts, ranks=2).returncode == 0
+    assert run(*command(patches, tmp_path / "b", *extra), ranks=2).returncode == 0
     assert_same_end(tmp_path / "a", tmp_path / "b")
     # on one process it goes on as well
-    assert run(*command(patches, tmp_path / "c", *extra, "--max_steps", 9), launcher=torchrun(2)).returncode == 0
+    assert run(*command(patches, tmp_path / "c", *extra, "--max_steps", 9), ranks=2).returncode == 0
     result = run(*command(patches, tmp_path / "c", *extra))
     assert result.returncode == 0, result.stderr
     assert "resuming on 1 processes" in result.stderr
@@ -144,7 +144,7 @@ def test_colours_changed_in_workers_and_on_the_device_train_alike(patches, tmp_p
 @pytest.mark.parametrize("sync_bn", ["pytorch", "no"])
 def test_two_ranks_killed_at_random_points_end_in_the_same_weights(patches, tmp_path, sync_bn):
     extra = (*LONG[:2], "--batch_size", 4, *LONG[4:], "--sync_bn", sync_bn)
-    undisturbed = run(*command(patches, tmp_path / "a", *extra, "--workers", 1), launcher=torchrun(2))
+    undisturbed = run(*command(patches, tmp_path / "a", *extra, "--workers", 1), ranks=2)
     assert undisturbed.returncode == 0, undisturbed.stderr
     kill_until_done(
         command(patches, tmp_path / "b", *extra), tmp_path / "b", kills=3, launcher=lambda: torchrun(2), seed=1
@@ -186,7 +186,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(patches, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_resume_on_one_and_say_what_changes(patches, tmp_path):
     extra = ("--epochs", 2, "--log_every", 2, "--workers", 0, "--queue_length", 16, "--epoch_queue_starts", 0)
-    first = run(*command(patches, tmp_path, *extra, "--batch_size", 4, "--max_steps", 7), launcher=torchrun(2))
+    first = run(*command(patches, tmp_path, *extra, "--batch_size", 4, "--max_steps", 7), ranks=2)
     assert first.returncode == 0, first.stderr
     second = run(*command(patches, tmp_path, *extra, "--batch_size", 8))
     assert second.returncode == 0, second.stderr

@@ -6,7 +6,7 @@ import main_twist
 from src.checkpoints.store import read_run
 from src.models.pretrained import load_backbone
 from tests import built
-from tests.helpers import run, torchrun
+from tests.helpers import run
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
 
@@ -110,9 +110,9 @@ def test_two_ranks_in_bunches_resume_exactly(patches, tmp_path):
     for bunch in (8, 16):
         a, b = (tmp_path / f"{name}{bunch}" for name in "ab")
         arguments = [*plan, "--bunch-size", bunch]
-        assert run(*command(patches, a, *arguments), launcher=torchrun(2)).returncode == 0
-        assert run(*command(patches, b, *arguments, "--max_steps", 15), launcher=torchrun(2)).returncode == 0
-        assert run(*command(patches, b, *arguments), launcher=torchrun(2)).returncode == 0
+        assert run(*command(patches, a, *arguments), ranks=2).returncode == 0
+        assert run(*command(patches, b, *arguments, "--max_steps", 15), ranks=2).returncode == 0
+        assert run(*command(patches, b, *arguments), ranks=2).returncode == 0
         assert_same_end(a, b)
 
 

@@ -8,7 +8,7 @@ from src.evaluation.protocols import LINEAR
 from src.models.backbones import create_backbone
 from src.models.teacher import Teacher
 from tests import built
-from tests.helpers import ROOT, run, torchrun
+from tests.helpers import ROOT, run
 from tests.runs import assert_same_end, kill_until_done
 from tests.scripts.test_bad_input import fails
 
@@ -113,9 +113,9 @@ def test_killed_at_random_it_ends_in_the_same_weights(patches, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_resume_exactly(patches, tmp_path):
     plan = ["--epochs", 3, "--workers", 1]
-    assert run(*command(patches, tmp_path / "a", *plan), launcher=torchrun(2)).returncode == 0
-    assert run(*command(patches, tmp_path / "b", *plan, "--max_steps", 8), launcher=torchrun(2)).returncode == 0
-    result = run(*command(patches, tmp_path / "b", *plan), launcher=torchrun(2))
+    assert run(*command(patches, tmp_path / "a", *plan), ranks=2).returncode == 0
+    assert run(*command(patches, tmp_path / "b", *plan, "--max_steps", 8), ranks=2).returncode == 0
+    result = run(*command(patches, tmp_path / "b", *plan), ranks=2)
     assert result.returncode == 0, result.stderr
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
