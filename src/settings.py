@@ -15,6 +15,7 @@ names of the flags and of the entries of ``settings.json`` and of checkpoints.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -191,13 +192,21 @@ class Leaf:
 
 def leaves(settings: Any) -> Iterator[Leaf]:
     """Every setting of a composition, depth first, in the order of declaration."""
-    hints = typing.get_type_hints(type(settings))
+    hints = _hints(type(settings))
     for field in dataclasses.fields(settings):
         value = _of(settings, field.name)
         if "setting" in field.metadata:
             yield Leaf(settings, field.name, hints[field.name], value, field.metadata["setting"])
         else:
             yield from leaves(value)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    is_watched = "__getattribute__" in vars(kind)  # a class of its own for each call, see `watched`
+    return _types_of(kind.__bases__[0] if is_watched else kind)
+
+
+_types_of = functools.cache(typing.get_type_hints)
 
 
 def flat(settings: Any) -> dict[str, Any]:

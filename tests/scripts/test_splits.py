@@ -43,7 +43,7 @@ METHODS = {
     "w2ssl": ("main_w2ssl", W2SSL),
     "dino": ("main_dino", DINO),
 }
-SPLITS = [(1, 2), (2, 1), (2, 4), (4, 1)]
+SPLITS = [(1, 2), (4, 1)]
 
 
 def train(name, data, folder, ranks, *more):
@@ -87,7 +87,7 @@ def test_no_flag_is_said_to_have_no_effect_that_is_read_later(patches, tmp_path,
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_goes_on_with_any_number_of_processes(patches, tmp_path, name):
     data = patches / "train"
-    for before in (1, 2, 4):
+    for before, _ in SPLITS:
         code, said = train(name, data, tmp_path / str(before), before, "--max_steps", 4)
         assert code == 0, said
     for before, after in SPLITS:
