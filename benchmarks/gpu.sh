@@ -14,6 +14,7 @@ export BENCHMARK_RECORDS="$out/records.jsonl"
 "$python" benchmarks/micro.py
 "$python" benchmarks/kmeans.py
 "$python" benchmarks/step.py --compile
+"$python" benchmarks/step.py --method moco intl twist --recipe imagenet
 "$python" benchmarks/step.py --methods
 "$python" benchmarks/checkpoint.py
 "$python" benchmarks/data.py --recipe imagenet small --rounds 5
