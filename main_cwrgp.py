@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings, Parts.of(settings.backbone, settings.head, settings.start, run.batch_size, bias=True)
     )
     if settings.optim.sync_bn:
-        sync_bn.convert(method, device_type=run.world.device.type)
+        sync_bn.convert(method, device_type=run.world.device.type, virtual_ranks=run.virtual_ranks)
     pretraining.place(run, method)
     return pretraining.train(
         run,

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = find_training(settings.data.dataset, settings.data.data_path)
     run = pretraining.start(call, settings.views.views(), path)
     method = Dino(settings.backbone.build(optim.drop_path_rate), settings.dino)
-    sync_bn.convert(method, device_type=run.world.device.type)
+    sync_bn.convert(method, device_type=run.world.device.type, virtual_ranks=run.virtual_ranks)
     pretraining.place(run, method)
     base = optim.lr * run.step_batch / 256
 

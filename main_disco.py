@@ -59,7 +59,7 @@ class OptimSettings:
         (120, 160), "epochs at which the learning rate is multiplied by 0.1", empty=True, at_least=0, at_most=1e9
     )
     clip_norm: float = setting(0.0, "bound on the gradient norm; 0 = none", at_least=0, at_most=1e9)
-    accumulate: int = setting(1, "number of batches in a step", at_least=1, at_most=1e6)
+    accumulate: int = setting(1, "old name of --virtual_ranks, for so many times the images", at_least=1, at_most=1e6)
 
 
 # What each method adds to the contrastive loss
@@ -221,7 +221,7 @@ def echo(run: Pretraining[Settings], method: QueueMethod, teacher: Teacher | Non
         monitor.warn(
             "MoCo-v2 and DisCo are published with --mlp --aug_plus --cos --moco_t 0.2; without them it is MoCo-v1"
         )
-    if settings.method != "seed" and run.world.size * contrast.bn_parts == 1:
+    if settings.method != "seed" and run.ranks * contrast.bn_parts == 1:
         monitor.warn(
             "one batch norm sees queries and keys of the same images, which lets the network cheat; --bn_parts 8 (of "
             "at least 8 images each) shuffles keys as eight GPUs would"

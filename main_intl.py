@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = Parts.of(settings.backbone, settings.head, settings.start, run.batch_size, bias=False)
     method = Intl.build(parts, settings.intl, weight, with_momentum=settings.method == "intl_m")
     if settings.optim.sync_bn:
-        sync_bn.convert(method, device_type=run.world.device.type)
+        sync_bn.convert(method, device_type=run.world.device.type, virtual_ranks=run.virtual_ranks)
     if settings.intl.axis == 0 and embedding_width(method) <= run.step_batch:
         raise UserError(
             f"--axis 0 whitens {run.step_batch} samples over {embedding_width(method)} features, which must be more: a "

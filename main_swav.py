@@ -47,9 +47,7 @@ class OptimSettings:
     warmup_epochs: int = setting(10, "number of epochs of linear warm-up", at_least=0, at_most=1e9)
     start_warmup: float = setting(0.0, "learning rate at the start of the warm-up", at_least=0, at_most=1e6)
     wd: float = setting(1e-6, "weight decay, on every parameter", at_least=0, at_most=1e3)
-    accumulate: int = setting(
-        1, "number of batches in a step; Sinkhorn and batch norm still see one each", at_least=1, at_most=1e6
-    )
+    accumulate: int = setting(1, "old name of --virtual_ranks", at_least=1, at_most=1e6)
     clip_norm: float = setting(0.0, "bound on the gradient norm; 0 = none", at_least=0, at_most=1e9)
     sync_bn: str = setting(
         "pytorch", "batch norm statistics: pytorch: of all processes; apex: of groups; any other word: of each process"
@@ -145,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     method = METHODS[settings.method](settings, settings.backbone.build(), run, teacher)
     if settings.optim.sync_bn in ("pytorch", "apex"):
         group_size = settings.optim.syncbn_process_group_size if settings.optim.sync_bn == "apex" else 0
-        sync_bn.convert(method, group_size, run.world.device.type)
+        sync_bn.convert(method, group_size, run.world.device.type, run.virtual_ranks)
     pretraining.place(run, method)
     optimizer = LARC(method.parameters(), lr=settings.optim.base_lr, momentum=0.9, weight_decay=settings.optim.wd)
 
@@ -172,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def echo(run: Pretraining[Settings], method: PrototypeMethod, teacher: Teacher | None, monitor: Monitor) -> None:
     """What is about to happen, in numbers that a user can check against the recipe."""
-    settings, optim, ranks = run.settings, run.settings.optim, run.world.size
-    prototypes, batch = settings.prototypes.nmb_prototypes, run.batch_size * run.world.size
+    settings, optim, ranks = run.settings, run.settings.optim, run.ranks
+    prototypes, batch = settings.prototypes.nmb_prototypes, run.step_batch
     pretraining.echo_data(run, monitor, pretraining.crops_in_words(settings.views.views()))
     pretraining.echo_model(run, monitor, method, f"{' + '.join(map(str, prototypes))} prototypes")
     base = number(optim.base_lr)
@@ -202,11 +200,6 @@ def echo(run: Pretraining[Settings], method: PrototypeMethod, teacher: Teacher |
         monitor.warn(
             f"--freeze_prototypes_niters {frozen}: prototypes stay as drawn for all {run.clock.total_steps} "
             "steps of this run"
-        )
-    if optim.accumulate > 1:
-        monitor.warn(
-            f"--accumulate averages gradients only: Sinkhorn and batch norm see {batch} images at a time, so this is "
-            "not a training with the larger batch; a queue (--queue_length) comes closer"
         )
 
 

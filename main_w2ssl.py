@@ -44,7 +44,7 @@ class OptimSettings:
         10, "number of epochs of linear warm-up; default: 10 (2x2: 0)", at_least=0, at_most=1e9
     )
     clip_norm: float = setting(0.0, "bound on the gradient norm; 0 = none", at_least=0, at_most=1e9)
-    accumulate: int = setting(1, "number of batches in a step", at_least=1, at_most=1e6)
+    accumulate: int = setting(1, "old name of --virtual_ranks, for so many times the images", at_least=1, at_most=1e6)
     sync_bn: bool = setting(True, "batch norm statistics of all processes together")
 
     def base_rate(self, step_batch: int) -> float:
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     method = W2SSL.build(settings.backbone.build(), settings.w2ssl, len(views) // 2, run.scale)
     if settings.optim.sync_bn:  # the heads see all ranks' rows anyway
         for network in (method.backbone, method.momentum_backbone):
-            sync_bn.convert(network, device_type=run.world.device.type)
+            sync_bn.convert(network, device_type=run.world.device.type, virtual_ranks=run.virtual_ranks)
     pretraining.place(run, method)
     base = settings.optim.base_rate(run.step_batch)
 
@@ -145,7 +145,7 @@ def echo(run: Pretraining[Settings], method: W2SSL, monitor: Monitor) -> None:
     """What is about to happen, in numbers that a user can check against the recipe."""
     settings, optim = run.settings, run.settings.optim
     views, losses = settings.views, settings.w2ssl
-    images = run.batch_size * run.world.size
+    images = run.step_batch
     pretraining.echo_data(run, monitor, f"2x{method.parts} patches of {views.crop_size}")
     monitor.say(
         f"montages   {images * method.parts // 4} of {2 * views.crop_size} pixels a view and step, of the "

@@ -109,7 +109,13 @@ def make_optimizer(name: str, method: Method) -> torch.optim.Optimizer:
 
 
 def our_training(
-    name: str, recipe: Recipe, size: int, device: torch.device, compiled: bool, prepare: Callable[[Batch], Batch]
+    name: str,
+    recipe: Recipe,
+    size: int,
+    device: torch.device,
+    compiled: bool,
+    prepare: Callable[[Batch], Batch],
+    virtual_ranks: int = 1,
 ) -> Training:
     """A training whose steps can be called one by one."""
     method = make_method(name, recipe, device).to(memory_format=torch.channels_last)
@@ -126,19 +132,24 @@ def our_training(
         device=device,
         precision=choose_precision("auto", device),
         monitor=Monitor(None),
+        virtual_ranks=virtual_ranks,
     )
-    method.before_epoch(training.clock)
+    training._before_epoch()
     return training
 
 
 def our_step(
     name: str, recipe: Recipe, crops: Sequence[Tensor], device: torch.device, compiled: bool
 ) -> Callable[[], object]:
+    training = our_training(name, recipe, len(crops[0]), device, compiled, lambda batch: batch)
+    return functools.partial(training._step, [batch_of(crops)])
+
+
+def batch_of(crops: Sequence[Tensor]) -> Batch:
     size = len(crops[0])
-    batch = Batch(
+    return Batch(
         [crop.contiguous(memory_format=torch.channels_last) for crop in crops], torch.zeros(size), torch.arange(size)
     )
-    return functools.partial(our_training(name, recipe, size, device, compiled, lambda batch: batch)._step, [batch])
 
 
 def peak_of_this_process() -> float:

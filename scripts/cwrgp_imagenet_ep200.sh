@@ -21,4 +21,5 @@ exec scripts/launch.sh main_intl.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --method cwrgp --epochs 200 --bs 512 --lr 0.05 --wd 1e-4 --num_samples 4 --w_size 128 --group 2 --emb 1024 \
   --head_layers 3 --head_size 2048 --cov_w 0.01 --cov_stop 100 \
+  --ranks 4 --virtual_ranks auto \
   "$@"

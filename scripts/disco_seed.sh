@@ -24,4 +24,5 @@ exec scripts/launch.sh main_disco.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --method seed -a "$STUDENT" --teacher "$TEACHER" --epochs 200 \
   --mlp --moco_t 0.2 --aug_plus --cos --batch_size 256 --lr 0.03 \
+  --ranks 8 --virtual_ranks auto \
   "$@"

@@ -23,4 +23,5 @@ exec scripts/launch.sh main_swav.py \
   --queue_length 3840 --epoch_queue_starts 15 --sync_bn pytorch --temperature 0.1 --epsilon 0.05 \
   --sinkhorn_iterations 3 --feat_dim 128 --nmb_prototypes 3000 --epochs 200 --batch_size 64 --wd 0.000001 \
   --arch efficientb0 \
+  --ranks 8 --virtual_ranks auto \
   "$@"

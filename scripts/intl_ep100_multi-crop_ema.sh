@@ -21,4 +21,5 @@ exec scripts/launch.sh main_intl.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --method intl_m --multi-crop --epochs 100 --lr 0.5 --bs 256 --wd 1e-5 --iters 4 --axis 0 --m 0.996 \
   --projection_layers 3 --projection_size 8192 --emb 8192 --warmup_eps 2 \
+  --ranks 8 --virtual_ranks auto \
   "$@"

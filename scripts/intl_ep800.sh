@@ -20,4 +20,5 @@ exec scripts/launch.sh main_intl.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --method intl --epochs 800 --lr 0.3 --bs 256 --wd 1e-5 --iters 4 --axis 0 \
   --projection_layers 3 --projection_size 8192 --emb 8192 --warmup_eps 2 \
+  --ranks 8 --virtual_ranks auto \
   "$@"

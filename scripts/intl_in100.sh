@@ -21,4 +21,5 @@ exec scripts/launch.sh main_intl.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --method intl --arch resnet18 --epochs 400 --lr 0.5 --bs 128 --wd 2.5e-5 --iters 4 --axis 0 \
   --projection_layers 3 --projection_size 4096 --emb 8192 --warmup_eps 2 \
+  --ranks 4 --virtual_ranks auto \
   "$@"

@@ -21,4 +21,5 @@ exec scripts/launch.sh main_disco.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   -a resnet18 --hidden 1280 --epochs 200 \
   --mlp --moco_t 0.2 --aug_plus --cos --batch_size 256 --lr 0.03 \
+  --ranks 8 --virtual_ranks auto \
   "$@"

@@ -23,4 +23,5 @@ exec scripts/launch.sh main_swav.py \
   --queue_length 0 --freeze_prototypes_niters 313 \
   --epochs 200 --batch_size 64 --base_lr 4.8 --final_lr 0.0048 --warmup_epochs 10 --start_warmup 0.3 \
   --arch resnet50 --hidden_mlp 2048 --sync_bn apex \
+  --ranks 64 --virtual_ranks auto \
   "$@"

@@ -24,4 +24,5 @@ exec scripts/launch.sh main_swav.py \
   --queue_length 3840 --epoch_queue_starts 15 --freeze_prototypes_niters 5005 \
   --epochs 400 --batch_size 64 --base_lr 0.6 --final_lr 0.0006 --warmup_epochs 0 \
   --arch resnet50 --hidden_mlp 2048 --sync_bn pytorch \
+  --ranks 4 --virtual_ranks auto \
   "$@"

@@ -24,4 +24,5 @@ exec scripts/launch.sh main_swav.py \
   --queue_length 2560 --epoch_queue_starts 0 --freeze_prototypes_niters 313 \
   --epochs 400 --batch_size 40 --base_lr 4.8 --final_lr 0.0048 --warmup_epochs 10 --start_warmup 0.3 \
   --arch resnet50w4 --hidden_mlp 8192 --sync_bn apex \
+  --ranks 64 --virtual_ranks auto \
   "$@"

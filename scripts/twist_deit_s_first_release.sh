@@ -22,4 +22,5 @@ exec scripts/launch.sh main_twist.py \
   --backbone vit_s --dim 4096 --aug multicrop --local_crops_number 6 --batch_size 128 --bunch_size 256 \
   --epochs 300 --mme_epochs 300 --lr 0.0005 --weight_decay 0.06 --weight_decay_end 0.06 \
   --optim admw --lam1 -0.6 --lam2 1.0 --clip_norm 3.0 --use_momentum_encoder 1 --momentum_start 0.996 --momentum_end 1.0 \
+  --ranks 16 --virtual_ranks auto \
   "$@"

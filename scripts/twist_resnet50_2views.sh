@@ -19,4 +19,5 @@ EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/twist_resnet50_2views}
 exec scripts/launch.sh main_twist.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --backbone resnet50 --dim 32768 --aug barlow --batch_size 256 --bunch_size 256 --epochs 800 --mme_epochs 800 \
+  --ranks 8 --virtual_ranks auto \
   "$@"

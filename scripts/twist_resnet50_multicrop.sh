@@ -21,4 +21,5 @@ exec scripts/launch.sh main_twist.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --backbone resnet50 --dim 4096 --aug multicrop --local_crops_number 12 --batch_size 128 --bunch_size 256 \
   --epochs 850 --mme_epochs 800 \
+  --ranks 16 --virtual_ranks auto \
   "$@"

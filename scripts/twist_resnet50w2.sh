@@ -21,4 +21,5 @@ exec scripts/launch.sh main_twist.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --backbone resnet50w2 --dim 4096 --aug multicrop --local_crops_number 12 --batch_size 60 --bunch_size 240 \
   --epochs 250 --mme_epochs 200 \
+  --ranks 32 --virtual_ranks auto \
   "$@"

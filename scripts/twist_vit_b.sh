@@ -21,4 +21,5 @@ exec scripts/launch.sh main_twist.py \
   --backbone vit_b --dim 4096 --aug multicrop --local_crops_number 10 --batch_size 32 --bunch_size 256 \
   --epochs 300 --mme_epochs 300 --lr 0.00075 --weight_decay 0.06 --weight_decay_end 0.06 --act gelu --drop_path 0.1 \
   --optim admw --lam1 -0.6 --lam2 1.0 --clip_norm 3.0 --use_momentum_encoder 1 --momentum_start 0.996 --momentum_end 1.0 \
+  --ranks 32 --virtual_ranks auto \
   "$@"

@@ -19,4 +19,5 @@ EXPERIMENT_PATH=${EXPERIMENT_PATH:-experiments/w2ssl_bs1024}
 exec scripts/launch.sh main_w2ssl.py \
   --data_path "$DATASET_PATH" --dump_path "$EXPERIMENT_PATH" \
   --moco-m-cos --crop-min .2 --loss_crop 1.0 --epochs 200 --batch-size 2048 \
+  --ranks 8 --virtual_ranks auto \
   "$@"

@@ -128,7 +128,7 @@ def _without_the_world(
         found["run"] = real_start(call, views, *rest, **options)
         return found["run"]
 
-    def convert(module: Any, group_size: int = 0, device_type: str = "cpu") -> Any:
+    def convert(module: Any, group_size: int = 0, device_type: str = "cpu", virtual_ranks: int = 1) -> Any:
         found["sync_bn"].append(group_size)
         return module
 

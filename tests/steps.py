@@ -63,11 +63,11 @@ def steps(
         for epoch, count in enumerate(counts):
             clock.step = epoch * clock.steps_per_epoch
             method.train()
-            method.before_epoch(clock)
+            training._before_epoch()
             training.batches.seek(epoch)
             loader = iter(training.loader)
             for _ in range(count or clock.steps_per_epoch):
-                parts = list(itertools.islice(loader, training.accumulate))
+                parts = list(itertools.islice(loader, training.virtual_ranks))
                 with around():
                     outputs = training._step(parts)
                     method.after_step(clock)

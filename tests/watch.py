@@ -1,15 +1,18 @@
 """What happens to the pretended device: waits of the host, copies from it, kernels, mixed devices."""
 
 import contextlib
+import functools
 import linecache
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
+from src.parallel.virtual import Players
 from tests.pretended import (
     NAME,
     PinnedMemory,
@@ -167,5 +170,24 @@ class Watch(TorchDispatchMode):
 @contextlib.contextmanager
 def pretended_device() -> Iterator[tuple[torch.device, Watch]]:
     """The device, and what watches it; see :func:`tests.pretended.installed`."""
-    with installed() as memory, Watch(memory) as watch:
+    with installed() as memory, Watch(memory) as watch, _in_threads_of_ranks(watch):
         yield torch.device(NAME, 0), watch
+
+
+@contextlib.contextmanager
+def _in_threads_of_ranks(watch: Watch) -> Iterator[None]:
+    """A mode is of one thread; each virtual rank has its own."""
+    real = Players.run
+
+    def watched(task: Callable[[], Any]) -> Any:
+        TorchDispatchMode.__enter__(watch)
+        try:
+            return task()
+        finally:
+            TorchDispatchMode.__exit__(watch, None, None, None)
+
+    def run(players: Players, tasks: Sequence[Callable[[], Any]], *rest: Any) -> list[Any]:
+        return real(players, [functools.partial(watched, task) for task in tasks], *rest)
+
+    with mock.patch.object(Players, "run", run):
+        yield

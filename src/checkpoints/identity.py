@@ -23,6 +23,7 @@ NEUTRAL_SETTINGS = (
     *("device", "dist_url", "tensorboard", "max_steps", "log_every", "save_every", "keep_last", "checkpoint_freq"),
     *("knn_freq", "knn_k", "knn_rule", "knn_train_images", "eval_freq", "eval_size", "eval_resize", "enable_watch"),
     *("compile", "checkpoint_activations", "shard", "augment_on", "cache_images", "deterministic"),
+    *("virtual_ranks", "ranks"),
     *("pretrained", "key", "teacher", "teacher_arch", "teacher_stem", "subset_file", "classifier_file"),
     *("evaluate", "eval_only", "information_every", "information_images", "information_batch"),
 )

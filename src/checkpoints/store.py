@@ -16,6 +16,7 @@ A file is a dict of ``format``, ``epoch`` (finished epochs), ``step``, ``steps_p
 it loads with ``weights_only=True``.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from .background import Background, Snapshot
 from .checksum import FIELD, checksum
 from .files import link, write_atomically
 from .run_file import FORMAT, read_run
-from .state import RunState, fill, random_state
+from .state import RunState, fill
 from .weights import write_weights
 
 
@@ -94,10 +95,7 @@ class CheckpointStore:
         """
         self._background.wait()
         self.connect()
-        own = {
-            "buffers": {name: state.method.get_buffer(name) for name in state.per_rank_buffers},
-            "rng": random_state(),
-        }
+        own = state.of_each_rank()
         shared = {n: whole(t) for n, t in state.method.state_dict().items() if n not in state.per_rank_buffers}
         optimizer = whole(state.optimizer.state_dict())
         if not collectives.is_main():
@@ -115,7 +113,7 @@ class CheckpointStore:
             "optimizer": optimizer,
             "scaler": scaler,
             "settings": self.settings,
-            "world_size": collectives.world_size(),
+            "world_size": state.world_size,
             "batch_size": state.batch_size,
         }
         last_epoch = clock.epoch - 1
@@ -126,7 +124,7 @@ class CheckpointStore:
             self._snapshot.arrive()
             per_rank = collectives.gather_to_main(own, self._group)
             if per_rank is not None:
-                self._write({**content, "per_rank": per_rank}, kept_as)
+                self._write({**content, "per_rank": list(itertools.chain(*per_rank))}, kept_as)
             self.saved_step = content["step"]
 
         self._background.start(gather_and_write)

@@ -7,8 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ..errors import Diverged, UserError
+import torch
+
+from ..errors import Diverged, UserError, first_line
 from ..parallel import collectives, launch
+
+OUT_OF_MEMORY = (
+    "Try fewer images at a time: a smaller --batch_size, in a training with as many more --virtual_ranks; or "
+    "--checkpoint_activations, or --precision bf16"
+)
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
@@ -25,6 +32,8 @@ def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
         _fail(_own_message(error), 2)
     except Diverged as error:
         _fail(str(error), 1)
+    except torch.OutOfMemoryError as error:
+        _fail(f"{first_line(error)} {OUT_OF_MEMORY}", 1)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     if code > 128 and collectives.is_active():

@@ -29,6 +29,7 @@ class ResumableBatches:
         order: another order than torch's, of so many images.
         drop_last: leave out an incomplete last batch.
         drop_single: leave out a last batch of one image, over which batch norm has no statistics.
+        virtual_ranks: how many ranks, from ``rank`` on, get their batches here: batch by batch, one after another.
 
     Raises UserError when no batch is left.
     """
@@ -44,22 +45,24 @@ class ResumableBatches:
         order: Order | None = None,
         drop_last: bool = True,
         drop_single: bool = False,
+        virtual_ranks: int = 1,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"--batch_size {batch_size}: expected at least one image per process")
         self.num_images, self.batch_size = num_images, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.virtual_ranks = rank, world_size, virtual_ranks
         self.order = order or TorchOrder(num_images, seed)
         self.drop_last, self.drop_single = drop_last, drop_single
         self.per_rank = -(-num_images // world_size)
         self.seek(0)
         if len(self) == 0:
             raise UserError(
-                f"{num_images} images do not fill one batch of {batch_size} on each of {world_size} processes; "
+                f"{num_images} images do not fill one batch of {batch_size} on each of {world_size} ranks; "
                 "lower --batch_size"
             )
 
     def __len__(self) -> int:
+        """Batches of a rank."""
         full, rest = divmod(self.per_rank, self.batch_size)
         return full + (not self.drop_last and rest > int(self.drop_single))
 
@@ -81,8 +84,9 @@ class ResumableBatches:
     def _batches(self, epoch: int, batches: range) -> Iterator[list[Position]]:
         for batch in batches:
             mine = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, self.per_rank))
-            chosen = self.order.images(epoch, (self.rank + self.world_size * mine) % self.num_images)
-            yield [Position(epoch, index) for index in chosen.tolist()]
+            for rank in range(self.rank, self.rank + self.virtual_ranks):
+                chosen = self.order.images(epoch, (rank + self.world_size * mine) % self.num_images)
+                yield [Position(epoch, index) for index in chosen.tolist()]
 
 
 class SequentialBatches:

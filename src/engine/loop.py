@@ -1,4 +1,4 @@
-"""The training loop: the only place that knows about steps, precision, accumulation and signals.
+"""The training loop: the only place that knows about steps, precision and signals.
 
 It knows no method and no evaluation; scripts hand it both.
 """
@@ -9,13 +9,11 @@ import itertools
 import math
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..checkpoints.state import RunState
@@ -26,7 +24,9 @@ from ..data.sampling import ResumableBatches
 from ..errors import Diverged
 from ..parallel import collectives
 from ..parallel.agreement import Agreement
+from ..parallel.gradients import averaging_gradients
 from ..parallel.sharding import is_sharded
+from .cast import Cast
 from .diagnostics import HealthMonitor
 from .finite import all_finite_everywhere, tensors_in
 from .garbage import collected_between_steps
@@ -55,8 +55,8 @@ class Training:
         device, precision: of the forward pass.
         monitor: says and records.
         checkpoints: None saves nothing.
-        accumulate: batches whose gradients are averaged into one step. Batch statistics (Sinkhorn, batch norm) still
-            see one batch at a time.
+        virtual_ranks: ranks that each process plays, see :class:`src.engine.cast.Cast`; a step takes a batch for each.
+        seed: of their random state.
         clip_norm: bound on the global gradient norm; 0 = none.
         evaluations: what is judged between epochs; their named numbers are put together.
         log_every: steps between log lines.
@@ -75,7 +75,8 @@ class Training:
     precision: Precision
     monitor: Monitor
     checkpoints: CheckpointStore | None = None
-    accumulate: int = 1
+    virtual_ranks: int = 1
+    seed: int = 0
     clip_norm: float = 0.0
     evaluations: Sequence[Evaluation] = ()
     log_every: int = 50
@@ -84,24 +85,19 @@ class Training:
 
     def __post_init__(self) -> None:
         self.model: nn.Module = self.method
-        if collectives.is_active() and not is_sharded(self.method):
-            with warnings.catch_warnings():
-                # torch 2.15 prefers a name for `broadcast_buffers` that torch 2.11 does not know
-                warnings.simplefilter("ignore", FutureWarning)
-                self.model = DistributedDataParallel(
-                    self.method,
-                    device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                    # batch-norm statistics are made equal where they are read; queues differ between ranks on purpose
-                    broadcast_buffers=False,
-                    gradient_as_bucket_view=True,
-                )
+        self.cast: Cast | None = None
+        if self.virtual_ranks > 1:
+            self.cast = Cast(self.method, self.virtual_ranks, self.seed, self.device, self._autocast)
+        elif collectives.is_active() and not is_sharded(self.method):
+            self.model = averaging_gradients(self.method, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scales_loss)
         self.state = RunState(
             self.method,
             self.optimizer,
             self.scaler,
             self.clock,
-            batch_size=self.batches.batch_size * self.accumulate * collectives.world_size(),
+            batch_size=self.batches.batch_size * self.virtual_ranks * collectives.world_size(),
+            cast=self.cast,
         )
         self.judging = Judging(self.method, self.evaluations, self.monitor, self.clock, self.last_step)
         self.health = HealthMonitor(self.method.health_checks())
@@ -182,8 +178,17 @@ class Training:
         self.method.train()
         self.batches.seek(0)
         with self._autocast():
-            epoch = itertools.islice(self.loader, self.clock.steps_per_epoch * self.accumulate)
-            self.method.before_training(self.prepare(batch) for batch in epoch)
+            epoch = itertools.islice(self.loader, self.clock.steps_per_epoch * self.virtual_ranks)
+            if self.cast is None:
+                self.method.before_training(map(self.prepare, epoch))
+            else:
+                self.cast.before_training(epoch, self.prepare)
+
+    def _before_epoch(self) -> None:
+        if self.cast is None:
+            self.method.before_epoch(self.clock)
+        else:
+            self.cast.each(lambda method: method.before_epoch(self.clock))
 
     def _epoch(self, stop: StopSignal, agreement: Agreement) -> bool:
         """Trains until the epoch's end, the last step or a signal; True for a signal."""
@@ -191,7 +196,7 @@ class Training:
         gc.collect()  # `run` keeps it out of the steps
         self.method.train()
         with stop.interruptible():
-            self.method.before_epoch(clock)
+            self._before_epoch()
         steps_left = min(clock.steps_per_epoch - clock.step_in_epoch, self.last_step - clock.step)
         for remaining in range(steps_left - 1, -1, -1):
             waiting = time.perf_counter()
@@ -227,8 +232,8 @@ class Training:
     def _all_batches(self) -> Iterator[Batch]:
         """The batches from here to the run's end, in one iteration, so that workers go on at an epoch's end."""
         clock = self.clock
-        per_epoch, first = (steps * self.accumulate for steps in (clock.steps_per_epoch, clock.step_in_epoch))
-        self.batches.seek(clock.epoch, first, epochs=clock.epochs - clock.epoch, per_epoch=per_epoch)
+        left = clock.epochs - clock.epoch
+        self.batches.seek(clock.epoch, clock.step_in_epoch, epochs=left, per_epoch=clock.steps_per_epoch)
         return iter(self.loader)
 
     def _next_parts(self, stop: StopSignal) -> list[Batch]:
@@ -236,26 +241,22 @@ class Training:
         try:
             with stop.interruptible(patience=3.0):
                 self._stream = self._stream or self._all_batches()
-                return list(itertools.islice(self._stream, self.accumulate))
+                return list(itertools.islice(self._stream, self.virtual_ranks))
         except Stopped:
             if collectives.world_size() > 1:
                 raise  # the others may be in the middle of a step that this rank cannot join
             return []
 
     def _step(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
-        """One optimiser step on one or several batches; nothing in it waits for the device."""
-        outputs: dict[str, Tensor] = {}
-        losses = []
+        """One optimiser step on a batch for each rank of this process; nothing in it waits for the device."""
         self.method.before_step(self.clock)
-        for number_, part in enumerate(parts):
-            last = number_ == len(parts) - 1
-            with contextlib.nullcontext() if last else self._no_sync(), self._autocast():
-                outputs = self.model(self.prepare(part), self.clock)
-                loss = outputs["loss"] / len(parts)
-            with contextlib.nullcontext() if last else self._no_sync():
-                self.scaler.scale(loss).backward()
-            losses.append(outputs["loss"].detach())
-        outputs["loss"] = torch.stack(losses).mean()
+        if self.cast is not None:
+            outputs = self.cast.forward_backward(parts, self.prepare, self.clock, self.scaler.scale)
+        else:
+            with self._autocast():
+                outputs = self.model(self.prepare(*parts), self.clock)
+            self.scaler.scale(outputs["loss"]).backward()
+            outputs["loss"] = outputs["loss"].detach()
         self._bad_steps += ~torch.isfinite(outputs["loss"])
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm:
@@ -266,12 +267,6 @@ class Training:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return outputs
-
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        # sharded gradients are reduced with every part: they have no room to wait in
-        return contextlib.nullcontext()
 
     def _autocast(self) -> torch.autocast:
         dtype = self.precision.dtype

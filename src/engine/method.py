@@ -1,8 +1,9 @@
 """What a method is to the training loop."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ class Scale:
     """How large the run is that a method is built for.
 
     Attributes:
-        batch_size: images of a forward pass of one process.
-        world_size: number of processes.
+        batch_size: images of one rank.
+        world_size: number of ranks.
         num_images: of the data set.
-        rows_per_epoch: images that one process sees in an epoch.
+        rows_per_epoch: images that one rank sees in an epoch.
         seed: of the run.
         device: of this process.
+        virtual_ranks: how many of the ranks each process plays.
     """
 
     batch_size: int
@@ -31,6 +33,10 @@ class Scale:
     rows_per_epoch: int
     seed: int
     device: torch.device
+    virtual_ranks: int = 1
+
+
+M = TypeVar("M", bound="Method")
 
 
 class Method(nn.Module):
@@ -46,6 +52,7 @@ class Method(nn.Module):
         called_outside_of_steps: names of methods that use parameters and are called outside of ``forward``.
         advice: what may help when the loss is not finite.
         remembers_evaluations: whether evaluations change its state, so that one that was lost must be repeated.
+        loss_is_local: whether ``forward`` calls no collective once it has computed something with gradient.
     """
 
     backbone: nn.Module
@@ -53,6 +60,7 @@ class Method(nn.Module):
     advice: str = "Try a lower learning rate, a longer warm-up, a bound on the gradient norm, or --precision fp32"
     remembers_evaluations: ClassVar[bool] = False
     per_rank_buffers: ClassVar[dict[str, int]] = {}
+    loss_is_local: ClassVar[bool] = False
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """One step's loss, a float32 scalar under ``loss``, and detached scalars worth logging.
@@ -61,6 +69,14 @@ class Method(nn.Module):
         be there while ``clock.logging`` is set.
         """
         raise NotImplementedError  # every method has its own
+
+    def as_rank(self: M) -> M:
+        """The method for another rank that this process plays: the same networks, parameters and buffers, but for
+        those buffers that differ between ranks, and for attributes. What is equal on all ranks is changed where
+        :func:`src.parallel.virtual.keeps_state` says so."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, **{name: self.get_buffer(name).clone() for name in self.per_rank_buffers}}
+        return other
 
     def before_training(self, batches: Iterable[Batch]) -> None:
         """Called once, before the first step of a run; ``batches`` goes through the first epoch if it is iterated."""

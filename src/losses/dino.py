@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..parallel import collectives
+from ..parallel.virtual import keeps_state
 
 
 def dino_loss(
@@ -38,4 +39,5 @@ def update_centre(centre_K: Tensor, teacher_GBK: Tensor, momentum: float = 0.9) 
     """Moves the centre, in place, towards the mean output over the views and images of all ranks (eq. 4)."""
     mean_K = teacher_GBK.mean(dim=(0, 1))
     collectives.all_reduce_(mean_K).div_(collectives.world_size())
-    centre_K.lerp_(mean_K, 1.0 - momentum)
+    if keeps_state():
+        centre_K.lerp_(mean_K, 1.0 - momentum)

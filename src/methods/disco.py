@@ -157,9 +157,10 @@ class DisCo(MoCo):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         first, second = batch.crops
+        keys = self.keys(second, clock)
         students = [self.encode(first), self.encode(second)]
         teachers = [self._teacher(first), self._teacher(second)] if self.needs_embeddings else []
-        outputs = self.contrast(students[0], self.keys(second, clock), clock)
+        outputs = self.contrast(students[0], keys, clock)
         with torch.autocast(first.device.type, enabled=False):
             distilled = {term: self._term(term, students, teachers) for term in self.terms if term not in MAPS}
         if set(self.terms) & set(MAPS):

@@ -18,6 +18,7 @@ from ..ops.whitening import iter_norm
 from ..optim.ema import momentum_copy, update_momentum_copy
 from ..optim.schedules import warmup_cosine
 from ..parallel import collectives
+from ..parallel.virtual import once
 from ..settings import setting
 from .joint_embedding import WHITENING_ADVICE, Parts, collapse_check, start_backbone, watch
 
@@ -102,7 +103,7 @@ class Intl(Method):
         """(n, d) -> (N, d) float32."""
         with torch.autocast(embeddings_nd.device.type, enabled=False):
             gathered_Nd = collectives.gather_with_gradient(embeddings_nd.float())
-            return iter_norm(gathered_Nd, self.iterations, self.axis)
+            return once(lambda: iter_norm(gathered_Nd, self.iterations, self.axis))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         first, others = batch.crops[0], batch.crops[1:]

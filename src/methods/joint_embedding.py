@@ -85,6 +85,8 @@ class JointEmbedding(Method):
         zero_init_residual: see :func:`src.models.backbones.initialize`.
     """
 
+    loss_is_local: ClassVar[bool] = True
+
     def __init__(self, backbone: nn.Module, head: nn.Module, zero_init_residual: bool = True) -> None:
         super().__init__()
         start_backbone(backbone, zero_init_residual)

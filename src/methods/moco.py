@@ -119,8 +119,9 @@ class MoCo(QueueMethod):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         first, second = batch.crops
+        keys = self.keys(second, clock)
         queries = self.encode(first)
-        outputs = self.contrast(queries, self.keys(second, clock), clock)
+        outputs = self.contrast(queries, keys, clock)
         outputs["loss"] = outputs["contrastive"]
         if clock.logging:
             outputs |= self.watch(queries)
@@ -128,19 +129,20 @@ class MoCo(QueueMethod):
 
     @torch.no_grad()
     def keys(self, images: Tensor, clock: Clock) -> Tensor:
-        """The momentum copy's unit rows (n, C), made in other company (shuffling batch norm)."""
+        """The momentum copy's unit rows (n, C), made in other company (shuffling batch norm); to be enqueued."""
         total = len(images) * collectives.world_size()
         order = torch.from_numpy(np.random.default_rng([_SHUFFLE, self.seed, clock.step]).permutation(total))
         dealt = collectives.permute_rows(images, order)
         keys = embed(self.momentum_backbone, self.momentum_head, dealt, self.bn_parts)
-        return collectives.permute_rows(keys, order.argsort())
+        keys = collectives.permute_rows(keys, order.argsort())
+        self.enqueue_after_backward(keys)
+        return keys
 
     def contrast(self, queries_nC: Tensor, keys_nC: Tensor, clock: Clock) -> dict[str, Tensor]:
-        """InfoNCE of the queries against their keys and the queue, as ``contrastive``; enqueues the keys."""
+        """InfoNCE of the queries against their keys and the queue, as ``contrastive``."""
         with torch.autocast(queries_nC.device.type, enabled=False):
             logits = self.against_queue(queries_nC, keys_nC) / self.temperature
             loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
-            self.enqueue_after_backward(keys_nC)
         outputs = {"contrastive": loss}
         if clock.logging:
             outputs["own_key_first"] = (logits.argmax(dim=1) == 0).float().mean()

@@ -51,6 +51,7 @@ class OfflineAssignments(PrototypeMethod):
         options: of :class:`PrototypeMethod`; ``nmb_prototypes`` is a list.
     """
 
+    loss_is_local: ClassVar[bool] = True
     called_outside_of_steps: ClassVar[tuple[str, ...]] = ("embed_alone",)
     per_rank_buffers: ClassVar[dict[str, int]] = {"bank": 1, "bank_images": 0}
     bank: Tensor

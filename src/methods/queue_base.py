@@ -3,6 +3,8 @@
 Shape suffixes: n = images of this rank, B = images of all ranks, C = embedding size, K = columns of the queue.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from ..engine.method import Method
 from ..models.backbones import in_parts, initialize
 from ..models.backbones.resnet import ResNet
 from ..parallel import collectives
+from ..parallel.virtual import keeps_state
 
 
 def embed(backbone: nn.Module, head: nn.Module, images: Tensor, parts: int = 1) -> Tensor:
@@ -30,6 +33,7 @@ class QueueMethod(Method):
         zero_init_residual: see :func:`src.models.backbones.initialize`; networks of timm start as timm does.
     """
 
+    loss_is_local: ClassVar[bool] = True
     queue: Tensor
     queue_ptr: Tensor
 
@@ -61,10 +65,13 @@ class QueueMethod(Method):
         own = (rows_nC * partners_nC).sum(dim=1, keepdim=True)
         return torch.cat([own, rows_nC @ self.queue], dim=1)
 
+    @torch.no_grad()
     def enqueue_after_backward(self, rows_nC: Tensor) -> None:
-        """:meth:`enqueue` once the gradients are there, which need the queue as it was; so no part of an accumulated
-        step meets another's rows."""
-        self._waiting.append(rows_nC.detach())
+        """All ranks' rows take the place of the oldest columns, in rank order, once the gradients are there: they need
+        the queue as it was."""
+        rows_BC = collectives.gather_with_gradient(rows_nC.detach())
+        if keeps_state():
+            self._waiting.append(rows_BC)
 
     def after_backward(self, clock: Clock) -> None:
         for rows in self._waiting:
@@ -72,9 +79,9 @@ class QueueMethod(Method):
         self._waiting.clear()
 
     @torch.no_grad()
-    def enqueue(self, rows_nC: Tensor) -> None:
-        """All ranks' rows take the place of the oldest columns, in rank order."""
-        columns_CB = collectives.gather_with_gradient(rows_nC).T
+    def enqueue(self, rows_BC: Tensor) -> None:
+        """Rows of all ranks take the place of the oldest columns."""
+        columns_CB = rows_BC.T
         places = torch.arange(columns_CB.shape[1], device=columns_CB.device) + self.queue_ptr
         self.queue.index_copy_(1, places % self.queue.shape[1], columns_CB)
         self.queue_ptr.copy_((self.queue_ptr + columns_CB.shape[1]) % self.queue.shape[1])

@@ -21,6 +21,7 @@ from ..models.heads import normalize_rows_
 from ..ops.kmeans import chunk_bytes_on
 from ..parallel import collectives
 from ..parallel.sharding import whole
+from ..parallel.virtual import keeps_state
 from ..settings import setting
 from .offline import OfflineAssignments, Progress, offline_options
 from .prototype_base import PrototypeSettings
@@ -95,7 +96,8 @@ class SeLaV2(OfflineAssignments):
 
     def assign(self, head: int, features_MD: Tensor, progress: Progress) -> Tensor:
         weight = self.prototypes.heads()[head].weight
-        normalize_rows_(weight)
+        if keeps_state():
+            normalize_rows_(weight)
         prototypes = whole(weight)  # a rank may hold a part
         plan = transport(features_MD, prototypes, self.epsilon, self.iterations, self.tolerance, progress=progress)
         if not self.hard:

@@ -72,7 +72,6 @@ class SwAV(PrototypeMethod):
 
     per_rank_buffers: ClassVar[dict[str, int]] = {"queue": 1}
     queue: Tensor
-    _next_queue: Tensor  # room for the next one; the two change places
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class SwAV(PrototypeMethod):
         heads = self.prototypes.heads()
         queue = torch.zeros(len(self.crops_for_assign), queue_rows, heads[0].in_features)
         self.register_buffer("queue", queue)
-        self.register_buffer("_next_queue", queue.clone(), persistent=False)
+        self._next_queue: Tensor | None = None  # room for the next one; the two change places
         self.queue_filled = 0
         self.register_buffer("prototypes_used", torch.zeros(heads[0].out_features, dtype=torch.bool), persistent=False)
 
@@ -169,6 +168,8 @@ class SwAV(PrototypeMethod):
         if rows == 0 or clock.epoch < self.epoch_queue_starts:
             return
         num_images = assigned_ABD.shape[1]
+        if self._next_queue is None:
+            self._next_queue = torch.empty_like(self.queue)
         torch.cat([assigned_ABD, self.queue[:, : rows - num_images]], dim=1, out=self._next_queue)
         self.queue, self._next_queue = self._next_queue, self.queue
         self.queue_filled = min(rows, self.queue_filled + num_images)

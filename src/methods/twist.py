@@ -206,10 +206,10 @@ class Twist(Method):
                 continue
             head = network.projection_heads
             if model.sync_bn:
-                sync_bn.convert(network.backbone, device_type=scale.device.type)
-                sync_bn.convert(head.projection_head, device_type=scale.device.type)
+                sync_bn.convert(network.backbone, device_type=scale.device.type, virtual_ranks=scale.virtual_ranks)
+                sync_bn.convert(head.projection_head, device_type=scale.device.type, virtual_ranks=scale.virtual_ranks)
             if ranks != 1 and isinstance(head.norm, nn.BatchNorm1d):
-                head.norm = sync_bn.convert(head.norm, ranks, scale.device.type)
+                head.norm = sync_bn.convert(head.norm, ranks, scale.device.type, scale.virtual_ranks)
         return method
 
     def labels_itself(self, epoch: int) -> bool:

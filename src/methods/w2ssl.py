@@ -25,6 +25,7 @@ from ..optim.ema import momentum_copy, update_momentum_copy
 from ..optim.schedules import half_cosine
 from ..parallel import collectives
 from ..parallel.transfer import sent
+from ..parallel.virtual import once
 from ..settings import setting
 from .joint_embedding import collapse_check
 
@@ -96,7 +97,6 @@ class W2SSL(Method):
         self.where_weight, self.what_weight = where_weight, what_weight
         self.momentum, self.momentum_cosine = momentum, momentum_cosine
         self.shared_order, self.seed = shared_order, seed
-        self._part = 0  # forward passes of the step so far
 
     @classmethod
     def build(cls, backbone: nn.Module, own: W2SSLSettings, parts: int, scale: Scale) -> "W2SSL":
@@ -126,30 +126,38 @@ class W2SSL(Method):
         return half_cosine(clock.step, clock.total_steps, self.momentum, 1.0)
 
     def before_step(self, clock: Clock) -> None:
-        self._part = 0
         momentum = self.momentum_at(clock)
         update_momentum_copy(self.momentum_backbone, self.backbone, momentum)
         update_momentum_copy(self.momentum_fc_crop, self.fc_crop, momentum)
 
-    def order(self, view: int, total: int, clock: Clock, part: int = 0) -> Tensor:
-        """The permutation of the ``total`` patches of a view; it follows from seed and step, so all ranks have it.
-
-        Each ``part`` of an accumulated step has its own.
-        """
+    def order(self, view: int, total: int, clock: Clock) -> Tensor:
+        """The permutation of the ``total`` patches of a view; it follows from seed and step, so all ranks have it."""
         key = [_MONTAGE, self.seed, clock.step, 0 if self.shared_order else view]
-        key += [part] if part else []
         return torch.from_numpy(np.random.default_rng(key).permutation(total))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         images = len(batch) * collectives.world_size()
-        orders = [self.order(view, self.parts * images, clock, self._part) for view in (0, 1)]
-        self._part += 1
+        orders = [self.order(view, self.parts * images, clock) for view in (0, 1)]
         views = (batch.crops[: self.parts], batch.crops[self.parts :])
         montages = [deal_out(patches, order) for patches, order in zip(views, orders, strict=True)]
-        features = [self._patch_features(self.backbone, montage) for montage in montages]
+        pooled = [self._pooled(self.backbone, montage) for montage in montages]
+        with torch.no_grad():
+            pooled_for_keys = [self._pooled(self.momentum_backbone, montage) for montage in montages]
+        return once(lambda: self._compare(pooled, pooled_for_keys, orders, clock))
+
+    def _pooled(self, backbone: nn.Module, montages: Tensor) -> Tensor:
+        """This rank's montages -> the quarters of all ranks' feature maps."""
+        return collectives.gather_with_gradient(pool_quarters(features_and_map(backbone, montages)[1]))
+
+    def _compare(
+        self, pooled: list[Tensor], pooled_for_keys: list[Tensor], orders: list[Tensor], clock: Clock
+    ) -> dict[str, Tensor]:
+        """The losses of all ranks' patches, from each view's montages, of all ranks."""
+        images = len(orders[0]) // self.parts
+        features = [decouple(one) for one in pooled]
         queries = [self.predictor(self.fc_crop(rows)) for rows in features]
         with torch.no_grad():
-            keys = [self.momentum_fc_crop(self._patch_features(self.momentum_backbone, m)) for m in montages]
+            keys = [self.momentum_fc_crop(decouple(one)) for one in pooled_for_keys]
         device = features[0].device
         what_labels = [sent(order % images, device) for order in orders]
         where_labels = sent(orders[0] // images, device)  # of the first view only
@@ -168,11 +176,6 @@ class W2SSL(Method):
             outputs["feature_std"] = feature_std(queries[0].detach())
             outputs["rankme"] = rankme(queries[0].detach())
         return outputs
-
-    def _patch_features(self, backbone: nn.Module, montages: Tensor) -> Tensor:
-        """This rank's montages -> features of all ranks' slots, (P n, C)."""
-        pooled = pool_quarters(features_and_map(backbone, montages)[1])
-        return decouple(collectives.gather_with_gradient(pooled))
 
     def _what(self, queries: Tensor, keys: Tensor, of_queries: Tensor, of_keys: Tensor) -> Tensor:
         rows = F.normalize(torch.cat([queries.float(), keys.float()]), dim=1)

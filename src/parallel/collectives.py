@@ -1,14 +1,18 @@
 """The collectives that the rest uses.
 
-Every one is a no-op in a single process without a process group, so no caller asks how it was started.
+Every one is a no-op in a single process without a process group, so no caller asks how it was started. In the
+thread of a virtual rank (:mod:`src.parallel.virtual`) they join the ranks of the process first.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import virtual
 from .transfer import sent
 
 
@@ -17,10 +21,16 @@ def is_active() -> bool:
 
 
 def rank() -> int:
+    one = virtual.here()
+    if one is not None:
+        return one.players.first + one.number
     return dist.get_rank() if is_active() else 0
 
 
 def world_size() -> int:
+    one = virtual.here()
+    if one is not None:
+        return one.players.world_size
     return dist.get_world_size() if is_active() else 1
 
 
@@ -29,16 +39,39 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    if is_active():
+    one = virtual.here()
+    if one is not None:
+        one.meet(_barrier_together, None)
+    elif is_active():
         # a CPU tensor goes over gloo on every backend, so that no GPU stream is blocked
         dist.all_reduce(torch.zeros(1))
 
 
+def _barrier_together(values: list[None]) -> list[None]:
+    barrier()
+    return values
+
+
 def all_reduce_(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
     """Reduces over all ranks in place and returns the tensor. No gradient."""
+    one = virtual.here()
+    if one is not None:
+        reduced: Tensor = one.meet(partial(_reduced_together, op), tensor)
+        return reduced
     if world_size() > 1:
         dist.all_reduce(tensor, op=op)
     return tensor
+
+
+@torch.no_grad()
+def _reduced_together(op: Any, tensors: list[Tensor]) -> list[Tensor]:
+    reductions: dict[Any, Callable[[Tensor], Tensor]] = {
+        dist.ReduceOp.SUM: lambda stacked: stacked.sum(dim=0),
+        dist.ReduceOp.MAX: lambda stacked: stacked.amax(dim=0),
+        dist.ReduceOp.MIN: lambda stacked: stacked.amin(dim=0),
+    }
+    total = all_reduce_(reductions[op](torch.stack(tensors)), op)
+    return [tensor.copy_(total) for tensor in tensors]
 
 
 class _Sum(torch.autograd.Function):
@@ -57,11 +90,31 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_with_gradient(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The sum over the ranks of a group (None: all), as a new tensor.
+    """The sum over the processes of a group (None: all) and the virtual ranks of each, as a new tensor.
 
     Its gradient is summed over the ranks too: that of the sum of all ranks' losses, as for one joined batch.
     """
+    one = virtual.here()
+    if one is not None:
+        across = partial(sum_with_gradient, group=group)
+        total: Tensor = one.meet(partial(_summed_together, one.players.count, across), tensor)
+        return total
     return tensor if world_size() == 1 else _Sum.apply(tensor, group)
+
+
+def sum_in_process(tensor: Tensor, together: int) -> Tensor:
+    """The sum over ``together`` consecutive virtual ranks of this process, with gradient, as a new tensor."""
+    one = virtual.here()
+    assert one is not None
+    total: Tensor = one.meet(partial(_summed_together, together, lambda total: total), tensor)
+    return total
+
+
+def _summed_together(together: int, across: Callable[[Tensor], Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    totals: list[Tensor] = []
+    for first in range(0, len(tensors), together):
+        totals += [across(torch.stack(tensors[first : first + together]).sum(dim=0))] * together
+    return totals
 
 
 class _Gather(torch.autograd.Function):
@@ -83,6 +136,10 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     Its gradient is summed over the ranks. When every rank then computes the loss of the whole batch, averaging the
     parameters' gradients over the ranks gives exactly those of one process.
     """
+    one = virtual.here()
+    if one is not None:
+        gathered: Tensor = one.meet(lambda parts: [gather_with_gradient(torch.cat(parts))] * len(parts), tensor)
+        return gathered
     return tensor if world_size() == 1 else _Gather.apply(tensor)
 
 
@@ -97,6 +154,10 @@ def permute_rows(tensor: Tensor, order: Tensor) -> Tensor:
 
     Each rank sends every other one only what that one needs.
     """
+    one = virtual.here()
+    if one is not None:
+        dealt: Tensor = one.meet(lambda parts: list(permute_rows(torch.cat(parts), order).chunk(len(parts))), tensor)
+        return dealt
     count, ranks, mine = len(tensor), world_size(), rank()
     if ranks == 1:
         return tensor[sent(order, tensor.device)]
@@ -114,6 +175,10 @@ def permute_rows(tensor: Tensor, order: Tensor) -> Tensor:
 
 def all_gather_rows(tensor: Tensor) -> Tensor:
     """(n_r, ...) on each rank -> (sum of n_r, ...), in rank order; the ranks may have different n_r. No gradient."""
+    one = virtual.here()
+    if one is not None:
+        rows: Tensor = one.meet(lambda parts: [all_gather_rows(torch.cat(parts))] * len(parts), tensor)
+        return rows
     if world_size() == 1:
         return tensor
     count = torch.tensor([len(tensor)], device=tensor.device)
@@ -159,6 +224,19 @@ def broadcast_object(value: Any) -> Any:
 
 def broadcast_(tensors: list[Tensor]) -> None:
     """Overwrites the tensors with the main rank's."""
+    one = virtual.here()
+    if one is not None:
+        one.meet(_broadcast_together, tensors)
+        return
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+@torch.no_grad()
+def _broadcast_together(lists: list[list[Tensor]]) -> list[None]:
+    broadcast_(lists[0])
+    for tensors in lists[1:]:
+        for tensor, source in zip(tensors, lists[0], strict=True):
+            tensor.copy_(source)
+    return [None] * len(lists)

@@ -14,13 +14,13 @@ from .run import Pretraining, S
 def echo_data(run: Pretraining[S], monitor: Monitor, crops: str) -> None:
     """The lines about images and batches that all methods have."""
     settings, clock = run.settings, run.clock
-    accumulate = settings.plan.accumulate
+    played = f" x {run.virtual_ranks} virtual ranks" if run.virtual_ranks > 1 else ""
     monitor.say(f"data       {len(run.images)} images of {run.train_path} ({settings.data.dataset}), crops {crops}")
     monitor.say(f"classes    {classes_in_words(run.images)}; training does not look at them")
     if run.source.left_out:
         monitor.warn(f"left out at {run.train_path}: {'; '.join(run.source.left_out)}")
     monitor.say(
-        f"batch      {run.batch_size} x {run.world.size} processes x {accumulate} = {run.step_batch} images; "
+        f"batch      {run.batch_size} x {run.world.size} processes{played} = {run.step_batch} images; "
         f"{clock.steps_per_epoch} steps an epoch, {clock.total_steps} in all"
     )
     if settings.precision.precision == "auto" and run.precision.name == "fp32":

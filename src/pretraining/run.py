@@ -29,7 +29,6 @@ from ..engine.method import Method, Scale
 from ..engine.monitor import Monitor
 from ..engine.precision import Precision, choose_precision
 from ..engine.seeding import seed_everything
-from ..errors import UserError
 from ..evaluation.knn import KNNEvaluation
 from ..models.backbones import checkpoint_activations, residual_blocks
 from ..parallel import launch
@@ -47,7 +46,8 @@ class Pretraining(Generic[S]):
 
     Attributes:
         call: the command line.
-        batch_size: images of a forward pass of this process.
+        virtual_ranks: ranks that each process plays.
+        batch_size: images of a rank.
         train_path: where the training images are.
         source: all of them.
         images: those that are used.
@@ -58,6 +58,7 @@ class Pretraining(Generic[S]):
     call: Call[S]
     world: launch.World
     precision: Precision
+    virtual_ranks: int
     batch_size: int
     train_path: str | Path
     source: ImageSource
@@ -75,15 +76,19 @@ class Pretraining(Generic[S]):
 
     @property
     def step_batch(self) -> int:
-        """Images of a step, over all processes and accumulated parts."""
-        return self.batch_size * self.world.size * self.settings.plan.accumulate
+        """Images of a step, over all ranks."""
+        return self.batch_size * self.ranks
+
+    @property
+    def ranks(self) -> int:
+        """Of all processes."""
+        return self.world.size * self.virtual_ranks
 
     def derived(self) -> dict[str, Any]:
         """What the settings became on these processes."""
         return {
             "method": self.settings.method,
             "batch_size": self.batch_size,
-            "accumulate": self.settings.plan.accumulate,
             "clip_norm": self.settings.plan.clip_norm,
             "shuffle": self.settings.data.order(len(self.images)),
             "eval_size": self.eval_view.size,
@@ -101,16 +106,18 @@ def start(call: Call[S], views: Views, train_path: str | Path) -> Pretraining[S]
     settings = call.settings
     plan, data, device = settings.plan, settings.data, settings.device
     world = launch.start(device.device, device.dist_url)
-    batch_size = plan.batch_of_a_process(world.size)
+    virtual_ranks, said_of_ranks = settings.virtual_ranks(world.size)
+    ranks = world.size * virtual_ranks
+    batch_size = plan.batch_of_a_rank(ranks)
     precision = choose_precision(settings.precision.precision, world.device)
     check_channels(data.mean, data.std, settings.backbone.channels)
     source = open_training(data, train_path, data.how(settings.decoding, settings.run.dump_path))
     images = used_of(data, source, train_path)
     order = order_of(data, images, settings.run.seed)
-    batches = ResumableBatches(len(images), batch_size, rank=world.rank, world_size=world.size, order=order)
-    steps_per_epoch = len(batches) // plan.accumulate
-    if steps_per_epoch == 0:
-        raise UserError(f"--accumulate {plan.accumulate}: an epoch has only {len(batches)} batches")
+    first = world.rank * virtual_ranks
+    batches = ResumableBatches(
+        len(images), batch_size, rank=first, world_size=ranks, order=order, virtual_ranks=virtual_ranks
+    )
     on_device = data.colours_on(world.device)
     cache = cache_of(data, images)
     loader = make_loader(
@@ -120,16 +127,17 @@ def start(call: Call[S], views: Views, train_path: str | Path) -> Pretraining[S]
         pin_memory=world.device.type != "cpu",
     )
     seed_everything(settings.run.seed, settings.run.deterministic)  # the weights are made next
-    rows = steps_per_epoch * plan.accumulate * batch_size
-    scale = Scale(batch_size, world.size, len(images), rows, settings.run.seed, world.device)
-    clock = Clock(steps_per_epoch, plan.epochs)
+    rows = len(batches) * batch_size
+    scale = Scale(batch_size, ranks, len(images), rows, settings.run.seed, world.device, virtual_ranks)
+    clock = Clock(len(batches), plan.epochs)
     settings, said = settings.fitted(call.given, scale, clock)
     if world.is_main:
-        cli.note(*said)
+        cli.note(*said_of_ranks, *said)
     return Pretraining(
         replace(call, settings=settings),
         world,
         precision,
+        virtual_ranks,
         batch_size,
         train_path,
         source,
@@ -253,7 +261,8 @@ def train(
             precision=run.precision,
             monitor=monitor,
             checkpoints=store_of(settings, became, backbone_file),
-            accumulate=settings.plan.accumulate,
+            virtual_ranks=run.virtual_ranks,
+            seed=options.seed,
             clip_norm=settings.plan.clip_norm,
             evaluations=evaluations,
             log_every=options.log_every,

@@ -78,12 +78,43 @@ class SpeedSettings:
 
 
 @dataclass(frozen=True)
+class RankSettings:
+    """Ranks"""
+
+    virtual_ranks: str = setting(
+        "1",
+        "number of ranks that each process plays one after another, which computes what so many processes would with "
+        "the memory of one; auto: its share of --ranks",
+    )
+    ranks: int = setting(
+        0, "number of ranks of the run, as published; 0: as many as there are processes", at_least=0, at_most=1e6
+    )
+
+    def of_a_process(self, processes: int) -> int:
+        """Raises UserError where the ranks cannot be shared out."""
+        word = self.virtual_ranks
+        if word != "auto" and not (word.isascii() and word.isdigit() and 0 < int(word) < 10**6):
+            raise UserError(f"--virtual_ranks {word}: expected a whole number from 1 on, or auto")
+        if word == "auto" and not self.ranks:
+            raise UserError("--virtual_ranks auto needs --ranks, the number of ranks of the published run")
+        if self.ranks % processes:
+            raise UserError(f"--ranks {self.ranks} cannot be shared out over {processes} processes")
+        if word == "auto":
+            return self.ranks // processes
+        if self.ranks not in (0, int(word) * processes):
+            raise UserError(
+                f"--ranks {self.ranks}: {processes} processes with --virtual_ranks {word} are {int(word) * processes}"
+            )
+        return int(word)
+
+
+@dataclass(frozen=True)
 class Plan:
     """How long a run is, and how its steps are made.
 
     Attributes:
-        batch_size: images of a forward pass of each process; or of all processes together, where ``in_all``.
-        accumulate: batches a step.
+        batch_size: images of each rank; or of all ranks together, where ``in_all``, for each of ``accumulate`` batches.
+        accumulate: the number of virtual ranks, by another name.
         clip_norm: bound on the gradient norm; 0 = none.
     """
 
@@ -107,12 +138,13 @@ class Plan:
         fits = round(self.epochs / 10) or int(self.epochs > 1)
         return fits, f"--{name} is {fits} instead of {epochs}, for a run of {self.epochs} epochs"
 
-    def batch_of_a_process(self, world_size: int) -> int:
+    def batch_of_a_rank(self, world_size: int) -> int:
         if not self.in_all:
             return self.batch_size
-        if self.batch_size % world_size:
-            raise UserError(f"a batch of {self.batch_size} cannot be shared out over {world_size} processes")
-        return self.batch_size // world_size
+        images = self.batch_size * self.accumulate
+        if images % world_size:
+            raise UserError(f"a batch of {images} cannot be shared out over {world_size} processes")
+        return images // world_size
 
 
 # Settings that are warm-ups in epochs, under the names of the published programs
@@ -131,6 +163,22 @@ class PretrainingSettings:
     device: DeviceSettings = DeviceSettings()
     precision: PrecisionSettings = PrecisionSettings()
     speed: SpeedSettings = SpeedSettings()
+    ranks: RankSettings = RankSettings()
+
+    def virtual_ranks(self, processes: int) -> tuple[int, list[str]]:
+        """Of each process; and a line for the user."""
+        count, said = self.ranks.of_a_process(processes), []
+        if self.plan.accumulate > 1:
+            if count > 1:
+                raise UserError("--accumulate is --virtual_ranks by its old name: leave it out")
+            count = self.plan.accumulate
+            said = [
+                f"--accumulate {count} is --virtual_ranks {count} now: a step computes what {count} times as many "
+                "processes would"
+            ]
+        if count > 1 and self.speed.shard:
+            raise UserError("--shard does not go with --virtual_ranks yet: start more processes, or leave it out")
+        return count, said
 
     @property
     def decoding(self) -> Decoding:

@@ -32,6 +32,7 @@ from tests.built import resolved
 from tests.helpers import ROOT
 
 import pytest
+import torch
 
 PRETRAINING = (main_swav, main_twist, main_intl, main_cwrgp, main_disco, main_w2ssl, main_dino)
 ALL = (
@@ -180,3 +181,16 @@ def test_the_users_own_setting_of_threads_holds():
         environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
         said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True)
         assert said.stdout.strip() == expected
+
+
+def test_a_gpu_without_room_is_one_line_that_says_what_to_do(capsys):
+    def main(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    err = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert err.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB. Try fewer images at a time")
+    assert "--virtual_ranks" in err
+    assert err.count("\n") == 1

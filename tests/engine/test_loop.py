@@ -77,8 +77,9 @@ class Regression(Method):
 
 def make(folder=None, method=None, epochs=3, batch_size=4, workers=0, keep_last=2, points=None, **options):
     method = method or Regression()
-    batches = ResumableBatches(24, batch_size)
-    clock = Clock(len(batches) // options.get("accumulate", 1), epochs)
+    ranks = options.get("virtual_ranks", 1)
+    batches = ResumableBatches(24, batch_size, world_size=ranks, virtual_ranks=ranks)
+    clock = Clock(len(batches), epochs)
     groups = [{"params": [method.backbone[0].weight]}, {"params": [method.backbone[0].bias], "lr_scale": 0.5}]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     training = Training(
@@ -175,13 +176,13 @@ def test_schedules_reach_every_group_scaled():
     assert [group["lr"] for group in training.optimizer.param_groups] == pytest.approx([0.1 / 4, 0.05 / 4])
 
 
-def test_accumulation_averages_the_gradients_of_its_batches():
+def test_virtual_ranks_average_the_gradients_of_their_batches():
     class Plain(Regression):
         def forward(self, batch, clock):
             self.seen.append(clock.step)
             return {"loss": self.backbone[0](batch.crops[0]).square().mean()}
 
-    parts = make(method=Plain(), batch_size=4, accumulate=3, max_steps=1)
+    parts = make(method=Plain(), batch_size=4, virtual_ranks=3, max_steps=1)
     whole = make(method=Plain(), batch_size=12, max_steps=1)
     parts.run()
     whole.run()

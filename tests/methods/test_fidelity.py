@@ -21,7 +21,7 @@ from src.optim.lars import LARS
 from src.settings import flat
 from tests.built import FakeImages, built, resolved
 from tests.helpers import ROOT, run
-from tests.methods.test_w2ssl import batch, clock, make
+from tests.methods.test_w2ssl import clock, make
 
 import numpy as np
 import pytest
@@ -59,21 +59,6 @@ def test_w2ssls_rate_is_for_256_images_of_a_step(batch_size, ranks, accumulate):
     line = f"{TINY} --crop_size 16 --crop_proj_dim 4 --moco_mlp_dim 8 --batch_size {batch_size} --lr 0.3"
     what = built(main_w2ssl, f"{line} --warmup_epochs 0 --accumulate {accumulate}", ranks, FakeImages(4096, 4))
     assert what.rate(0) == pytest.approx(0.3 * batch_size * accumulate / 256)
-
-
-def test_every_part_of_an_accumulated_step_has_its_own_permutation():
-    model, seen = make(), []
-    real = model.order
-    model.order = lambda *arguments: seen.append(real(*arguments)) or seen[-1]
-    now = clock()
-    for _ in range(2):  # two steps with the same clock: the same permutations again
-        model.before_step(now)
-        for part in range(3):
-            model(batch(seed=part), now)
-    first, again = seen[:6], seen[6:]
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert len({tuple(order.tolist()) for order in first}) == 3  # both views share theirs
-    assert torch.equal(first[0], real(0, len(first[0]), now))  # without accumulation all is as it was
 
 
 def test_w2ssl_in_the_published_layout(tmp_path, patches):

@@ -69,6 +69,7 @@ LINES: dict[types.ModuleType, tuple[int, list[str]]] = {
 # Those that say only where, how often or under which name, and what answers for them
 ELSEWHERE = {
     "resume": "tests/checkpoints",
+    "ranks": "tests/scripts/test_bad_input.py and test_recipes.py; refused with other numbers of processes",
     "env_name": "shown only",
     "shuffle_window": "tests/data/test_remote_shards.py; of shards",
     "shard": "tests/parallel/test_sharding.py; refused without processes",
@@ -91,7 +92,8 @@ VALUES = {
     "program": ["intl_cifar", "cwrgp_small"], "queue_length": ["16"], "schedule": ["3 5"], "shard_cache_gb": ["5"],
     "size_dataset": ["32"],
     "solarization_prob": ["0.5 0.5"], "sync_bn": ["none", "false"], "teacher": ["/u"], "teacher_arch": ["resnet50"],
-    "trade_off": ["0.7"], "val_path": ["/v"], "w_size": ["4"], "warmup_epochs": ["4"], "warmup_iters": ["3"],
+    "trade_off": ["0.7"], "val_path": ["/v"], "virtual_ranks": ["2"],
+    "w_size": ["4"], "warmup_epochs": ["4"], "warmup_iters": ["3"],
 }  # fmt: skip
 
 

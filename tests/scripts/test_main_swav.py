@@ -269,4 +269,4 @@ def test_compiled_and_accumulated_runs_train(patches, tmp_path):
         assert result.returncode == 0, result.stderr
         assert read_run(tmp_path / name / "checkpoint.pth.tar")["epoch"] == 1
         if name == "accumulate":
-            assert "this is not a training with the larger batch" in result.stderr
+            assert "--accumulate 2 is --virtual_ranks 2 now" in result.stderr

@@ -416,6 +416,22 @@ def test_evaluations_are_the_published_ones(name):
     assert (found["job-name"], found["nodes"], found["gpus-per-node"]) == (name, "1", "8")
 
 
+def test_recipes_run_with_the_published_ranks_on_any_number_of_gpus():
+    """Each process plays its share of them; the batch of a step stays."""
+    for path in sorted(SCRIPTS.glob("*.sh")):
+        resources = dict(re.findall(r"#SBATCH --(nodes|gpus-per-node)=(\d+)", path.read_text()))
+        ranks = int(resources.get("nodes", 1)) * int(resources.get("gpus-per-node", 1))
+        if ranks == 1 or "launch.sh main_" not in path.read_text():
+            continue
+        command = command_of(path.stem)
+        assert command[command.index("--ranks") :][:4] == ["--ranks", str(ranks), "--virtual_ranks", "auto"], path
+    name = "swav_400ep_pretrain"
+    for processes, played in ((64, 1), (8, 8), (1, 64)):
+        found = built(main_swav, command_of(name)[1:], processes)
+        assert found.training["virtual_ranks"] == played
+        assert (found.run.step_batch, found.run.batch_size, found.run.clock.steps_per_epoch) == (4096, 64, 312)
+
+
 def test_flags_can_be_added_and_overridden():
     flags = command_of("swav_100ep_pretrain", "--epochs", "30", "--compile")
     args = resolved(main_swav, flags[1:])

@@ -56,7 +56,7 @@ def norms(module):
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_swav_and_its_relatives(name):
-    nodes, gpus = RESOURCES[name][:2] if name in RESOURCES else (1, 1)
+    nodes, gpus = RESOURCES[name][:2] if name in RESOURCES else (1, 8 if name.startswith("disco") else 1)
     run = built(main_swav, command_of(name)[1:], processes=nodes * gpus)
     flags = {**COMMON, "method": "swav", "teacher": "", "jitter_strength": 1.0, "blur": 0.5, **FLAGS[name]}
     method, optimizer = run.method, run.training["optimizer"]
@@ -115,7 +115,7 @@ def test_swav_and_its_relatives(name):
     # the rest
     groups = {"apex": [8], "pytorch": [0]}.get(flags["sync_bn"], [])
     assert run.sync_bn == groups
-    assert run.training["accumulate"] == 1
+    assert run.training["virtual_ranks"] == 1
     assert run.training["clip_norm"] == 0
     assert run.checkpoints.frequency == flags["checkpoint_freq"]
     assert run.run.prepare.std == (0.228, 0.224, 0.225)

@@ -45,11 +45,12 @@ class SEED(QueueMethod):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         (images,) = batch.crops
-        student, teacher = self.encode(images), self._teacher(images)
+        teacher = self._teacher(images)
+        self.enqueue_after_backward(teacher)
+        student = self.encode(images)
         with torch.autocast(images.device.type, enabled=False):
             ours, theirs = self.against_queue(student, teacher), self.against_queue(teacher, teacher)
             outputs = {"loss": seed_loss(ours, theirs, self.temperature, self.teacher_temperature)}
-            self.enqueue_after_backward(teacher)
         if clock.logging:
             rows = student.detach()
             outputs |= {

@@ -6,6 +6,7 @@ A backbone maps (n, 3, h, w) to (n, F) and knows F as its attribute ``feature_wi
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from ...data.views import runs_of_equal_size
 from ...errors import UserError
+from ...parallel.virtual import led_through
 from ...settings import setting
 from .resnet import RESNETS, ResNet, initialize
 
@@ -208,6 +210,11 @@ def features_and_map(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
 
     Raises UserError for networks without such a map.
     """
+    found: tuple[Tensor, Tensor] = led_through(backbone, partial(_features_and_map, backbone), images)
+    return found
+
+
+def _features_and_map(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(backbone, ResNet):
         feature_map = backbone.feature_map(images)
         return torch.flatten(F.adaptive_avg_pool2d(feature_map, 1), 1), feature_map
