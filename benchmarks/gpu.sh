@@ -17,6 +17,7 @@ export BENCHMARK_RECORDS="$out/records.jsonl"
 "$python" benchmarks/step.py --method moco intl twist --recipe imagenet
 "$python" benchmarks/step.py --methods
 "$python" benchmarks/checkpoint.py
+"$python" benchmarks/virtual.py --recipe imagenet --method swav moco
 "$python" benchmarks/data.py --recipe imagenet small --rounds 5
 "$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers"
 "$python" benchmarks/pipeline.py --recipe imagenet --workers "$workers" --compile

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import os
 from unittest import mock
 
 from src.checkpoints.store import read_run
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 RANKS = 4
-STEPS = 20
+STEPS = int(os.environ.get("STEPS_OF_SPLITS", "8"))  # twenty take a quarter of an hour
 # Small rates: rounding must not grow to what a difference would be
 RATES = {"main_swav": "--base_lr 0.01", "main_cwrgp": "--lr 1e-4", "main_intl": "--lr 1e-3"}
 # What else a method can have: batch norms of groups of ranks, or of each alone; transformers that drop layers; batches
