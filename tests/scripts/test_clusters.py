@@ -39,7 +39,7 @@ def submit(patches, folder, name, wait):
     """A published recipe on two nodes with one process each, and small flags behind its own."""
     small = [*SMALL, "--epochs", "20", "--batch_size", "8", "--workers", "1", "--log_every", "1",
              "--freeze_prototypes_niters", "5", "--sync_bn", "pytorch", "--final_lr", "0",
-             "--knn_freq", "0"]  # fmt: skip
+             "--knn_freq", "0", "--ranks", "0", "--virtual_ranks", "1"]  # fmt: skip
     environ = {"NPROC": "1", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable,
                "DATASET_PATH": str(patches / "train"), "EXPERIMENT_PATH": str(folder / name)}  # fmt: skip
     options = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=1G", "--time=10", "--parsable",
@@ -55,7 +55,7 @@ def test_a_recipe_trains_on_two_nodes_and_goes_on_after_usr1_and_requeue(patches
         pytest.skip(reason)
     submit(patches, tmp_path, "undisturbed", wait=True)
     log = (tmp_path / "undisturbed.log").read_text()
-    assert re.search(r"batch +8 x 2 processes x 1 = 16 images", log), log
+    assert re.search(r"batch +8 x 2 processes = 16 images", log), log
 
     job = submit(patches, tmp_path, "disturbed", wait=False)
     deadline = time.monotonic() + 120
@@ -130,5 +130,5 @@ def test_four_ranks_go_on_as_two_and_say_what_changes(patches, tmp_path):
     assert first.returncode == 0, first.stderr
     second = run(*command(patches, tmp_path, *extra, "--batch_size", 8), launcher=launcher(2))
     assert second.returncode == 0, second.stderr
-    assert "resuming on 2 processes with 16 images a step what ran on 4 with 16" in second.stderr
+    assert "resuming on 2 ranks with 16 images a step what ran on 4 with 16" in second.stderr
     assert re.search(r"epoch 4/4", second.stdout)

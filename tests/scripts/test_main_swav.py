@@ -106,7 +106,7 @@ def test_clustering_runs_on_two_ranks_resume_exactly(patches, tmp_path, method):
     assert run(*command(patches, tmp_path / "c", *extra, "--max_steps", 9), ranks=2).returncode == 0
     result = run(*command(patches, tmp_path / "c", *extra))
     assert result.returncode == 0, result.stderr
-    assert "resuming on 1 processes" in result.stderr
+    assert "resuming on 1 ranks" in result.stderr
 
 
 def test_the_old_name_starts_deepcluster(patches, tmp_path):

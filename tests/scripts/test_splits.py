@@ -98,7 +98,7 @@ def test_a_run_goes_on_with_any_number_of_processes(patches, tmp_path, name):
         assert code == 0, said
         code, said = train(name, data, folder, after)
         assert code == 0, said
-        assert f"resuming on {after} processes" in said
+        assert f"resuming on {after} ranks" in said
         end = read_run(folder / "checkpoint.pth.tar")
         assert (end["step"], end["epoch"], end["world_size"]) == (6, 2, after)
         assert start["state_dict"].keys() == end["state_dict"].keys()
