@@ -159,6 +159,15 @@ def peak_of_this_process() -> float:
     return int(found[1]) / 1e3
 
 
+def print_peak(make_step: Callable[[], Callable[[], object]]) -> None:
+    """MB that two steps of this process need, and what they are made of."""
+    before = peak_of_this_process()
+    step = make_step()
+    step()
+    step()
+    print(peak_of_this_process() - before)
+
+
 def peak_memory(method: str, recipe: str, name: str, size: int, device: torch.device) -> float:
     """MB that two steps need at most: of the GPU's memory, or of a process of its own on a CPU."""
     if device.type == "cpu":
@@ -221,11 +230,7 @@ def main() -> None:
     if args.peak_of:
         method, recipe = args.method[0], RECIPES[args.recipe[0]]
         crops = crops_of(method, recipe, args.batch_size, device)
-        before = peak_of_this_process()
-        step = step_of(args.peak_of, method, recipe, crops, device)
-        step()
-        step()
-        print(peak_of_this_process() - before)
+        print_peak(lambda: step_of(args.peak_of, method, recipe, crops, device))
         return
     print(f"{machine()}\n")
     for recipe_name in args.recipe:

@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.step import METHODS, RECIPES, batch_of, crops_of, our_training, peak_of_this_process
+from benchmarks.step import METHODS, RECIPES, batch_of, crops_of, our_training, print_peak
 from benchmarks.timing import by_turns, machine, record, table
 
 PIECE, RANKS, ONE = "in one piece (baseline)", "in ranks", "one rank alone"
@@ -58,11 +58,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.peak_of:
-        before = peak_of_this_process()
-        step = step_of(args.peak_of, args.method[0], args.recipe[0], args.batch_size, args.ranks, device)
-        step()
-        step()
-        print(peak_of_this_process() - before)
+        what = (args.method[0], args.recipe[0], args.batch_size, args.ranks, device)
+        print_peak(lambda: step_of(args.peak_of, *what))
         return
     print(f"{machine()}\n")
     for recipe in args.recipe:

@@ -87,6 +87,7 @@ class Cast:
         one = torch.zeros((), requires_grad=True)
         for _ in range(MOST_OPERATIONS_OF_A_RANK):
             _ = one + one
+        self._one_pass_is_enough = method.loss_is_local and ranks_in_one_batch(method) == 1
         alike = [module for module in method.modules() if type(module) is type(method.backbone)]
         for network in alike:
             self._lead_through_here(network)
@@ -199,25 +200,21 @@ class Cast:
         average_gradients_(self.methods[0].parameters())
         return outputs
 
-    @property
-    def _one_pass_is_enough(self) -> bool:
-        method = self.methods[0]
-        return method.loss_is_local and ranks_in_one_batch(method) == 1
-
     def _lead_through_here(self, network: nn.Module) -> None:
         """Puts :meth:`_through` before a network's forward pass."""
-        network._way_of_passes = self._through  # type: ignore[assignment]
+        way = functools.partial(self._through, ranks_in_one_batch(network))
+        network._way_of_passes = way  # type: ignore[assignment]
         compiled = getattr(network, "_compiled_call_impl", None)
         if compiled is not None:
-            network._compiled_call_impl = functools.partial(self._through, network, compiled)
+            network._compiled_call_impl = functools.partial(way, network, compiled)
         else:
-            network.forward = functools.partial(self._through, network, network.forward)
+            network.forward = functools.partial(way, network, network.forward)
 
-    def _through(self, network: nn.Module, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+    def _through(self, together: int, network: nn.Module, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+        """A pass of a rank, of whose network so many ranks share the batch norms."""
         rank = virtual.here()
         if rank is None:
             return function(images)
-        together = ranks_in_one_batch(network)
         with_gradient = torch.is_grad_enabled()
         if together == 1 and (self._one_pass_is_enough or not with_gradient):
             return self._led(function, images, with_gradient)
