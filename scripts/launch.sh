@@ -17,10 +17,7 @@ if [ -n "${DRY_RUN:-}" ]; then
     echo "$@"
     exit
 fi
-if [ -z "${NPROC:-}" ]; then
-    NPROC=${SLURM_GPUS_ON_NODE:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
-    if [ "$NPROC" -lt 1 ]; then NPROC=1; fi
-fi
+NPROC=${NPROC:-${SLURM_GPUS_ON_NODE:-$("$python" -c "import torch; print(max(1, torch.accelerator.device_count()))")}}
 torchrun=("$python" -m torch.distributed.run --nproc_per_node="$NPROC" --max_restarts="${MAX_RESTARTS:-0}")
 if [ -z "${SLURM_JOB_ID:-}" ]; then
     exec "${torchrun[@]}" --standalone "$@"

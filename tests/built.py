@@ -17,7 +17,8 @@ from src.methods import disco, swav_disco
 from src.parallel import sync_bn
 from src.parallel.launch import World
 from src.pretraining import images as opening
-from src.pretraining import run as running
+from src.pretraining import run as starting
+from src.pretraining import running
 from src.settings import flat
 
 import torch
@@ -151,7 +152,7 @@ def _without_the_world(
         found["asked"].append(name)
         return real_precision(name, device)
 
-    real_start, real_precision, tensor = pretraining.start, running.choose_precision, torch.tensor
+    real_start, real_precision, tensor = pretraining.start, starting.choose_precision, torch.tensor
     on_cpu = lambda *a, **k: tensor(*a, **{"device": "cpu", **k})  # noqa: E731
     world = World(0, processes, 0, device or torch.device("cpu"))
     with contextlib.ExitStack() as stack:
@@ -164,9 +165,9 @@ def _without_the_world(
             (running, "Training", capture),
             (running, "Monitor", monitor),
             (running, "alone_in", lambda _: contextlib.nullcontext()),
-            (running.launch, "start", answer(world)),
-            (running, "seed_everything", seed_everything),
-            (running, "choose_precision", choose_precision),
+            (starting.launch, "start", answer(world)),
+            (starting, "seed_everything", seed_everything),
+            (starting, "choose_precision", choose_precision),
             (sync_bn, "convert", convert),
             *([] if device else [(disco, "Teacher", FakeTeacher), (swav_disco, "Teacher", FakeTeacher)]),
             *([(pretraining, "place", lambda *_: None), (torch, "tensor", on_cpu)] if on_meta else []),

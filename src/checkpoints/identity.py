@@ -16,6 +16,7 @@ NEUTRAL_SETTINGS = (
         "shuffle_window",
         "workers",
         "dump_path",
+        "dry_run",
         "resume",
         "accept_changes",
         "env_name",

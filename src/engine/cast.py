@@ -16,6 +16,7 @@ from ..clock import Clock
 from ..data.loading import Batch
 from ..parallel import collectives, virtual
 from ..parallel.gradients import average_gradients_
+from ..parallel.sharding import give_back, is_sharded
 from ..parallel.sync_bn import ranks_in_one_batch
 from ..randomness import random_state, set_random_state
 from .method import Method
@@ -87,9 +88,9 @@ class Cast:
         one = torch.zeros((), requires_grad=True)
         for _ in range(MOST_OPERATIONS_OF_A_RANK):
             _ = one + one
+        self._is_sharded = is_sharded(method)  # its backward passes leave means over the processes
         self._one_pass_is_enough = method.loss_is_local and ranks_in_one_batch(method) == 1
-        alike = [module for module in method.modules() if type(module) is type(method.backbone)]
-        for network in alike:
+        for network in [module for module in method.modules() if type(module) is type(method.backbone)]:
             self._lead_through_here(network)
 
     def __len__(self) -> int:
@@ -109,6 +110,7 @@ class Cast:
         finally:
             set_random_state(self._random[0])
             self._keep_statistics(True)
+            give_back(self.methods[0])
 
     def before_training(self, batches: Iterable[Batch], prepare: Callable[[Batch], Batch]) -> None:
         """``batches`` come for all ranks by turns."""
@@ -195,20 +197,20 @@ class Cast:
         outputs = {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
         if not one_by_one:
             scale(outputs["loss"]).backward()
+            give_back(self.methods[0])
             self._pass_again()
         outputs["loss"] = outputs["loss"].detach()
-        average_gradients_(self.methods[0].parameters())
+        if not self._is_sharded:
+            average_gradients_(self.methods[0].parameters())
         return outputs
 
     def _lead_through_here(self, network: nn.Module) -> None:
         """Puts :meth:`_through` before a network's forward pass."""
         way = functools.partial(self._through, ranks_in_one_batch(network))
         network._way_of_passes = way  # type: ignore[assignment]
-        compiled = getattr(network, "_compiled_call_impl", None)
-        if compiled is not None:
-            network._compiled_call_impl = functools.partial(way, network, compiled)
-        else:
-            network.forward = functools.partial(way, network, network.forward)
+        # where torch looks for what a call does: with hooks, which put a sharded network together
+        call = network._compiled_call_impl or network._call_impl
+        network._compiled_call_impl = functools.partial(way, network, call)
 
     def _through(self, together: int, network: nn.Module, function: Callable[[Tensor], Any], images: Tensor) -> Any:
         """A pass of a rank, of whose network so many ranks share the batch norms."""

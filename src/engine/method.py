@@ -1,6 +1,5 @@
 """What a method is to the training loop."""
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -74,7 +73,8 @@ class Method(nn.Module):
         """The method for another rank that this process plays: the same networks, parameters and buffers, but for
         those buffers that differ between ranks, and for attributes. What is equal on all ranks is changed where
         :func:`src.parallel.virtual.keeps_state` says so."""
-        other = copy.copy(self)
+        other = object.__new__(type(self))  # the class of a sharded module makes others than its own
+        other.__dict__.update(self.__dict__)
         other._buffers = {**self._buffers, **{name: self.get_buffer(name).clone() for name in self.per_rank_buffers}}
         return other
 

@@ -4,7 +4,8 @@ Every one is a no-op in a single process without a process group, so no caller a
 thread of a virtual rank (:mod:`src.parallel.virtual`) they join the ranks of the process first.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,21 @@ from .transfer import sent
 
 
 def is_active() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _is_alone and dist.is_available() and dist.is_initialized()
+
+
+_is_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process does as if there were no others."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
 
 
 def rank() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import UserError
@@ -21,6 +21,7 @@ def shard(
     backbones: Mapping[nn.Module, Sequence[nn.Module]],
     device: torch.device,
     calls: Sequence[str] = (),
+    by_turns: bool = False,
 ) -> None:
     """Shares out a method's parameters, in place; the optimiser must be made afterwards.
 
@@ -33,6 +34,8 @@ def shard(
             moving averages, each with its units, see :func:`src.models.backbones.residual_blocks`.
         device: all ranks have one of this type.
         calls: methods of ``method`` besides ``forward`` that use its parameters, and do not call it.
+        by_turns: several ranks of this process are in ``method`` at a time, see :mod:`src.parallel.virtual`. What of it
+            is outside of backbones then stays whole until :func:`give_back`.
 
     Raises UserError without a process group.
     """
@@ -48,9 +51,17 @@ def shard(
                 register_fsdp_forward_method(backbone, name)
     # what is left is kept whole from the forward to the backward pass; after a call alone it would stay so, and changes
     # of the parameters that follow would be lost
-    fully_shard(method, mesh=mesh, reshard_after_forward=True if calls else None)
+    fully_shard(method, mesh=mesh, reshard_after_forward=False if by_turns else True if calls else None)
+    if by_turns:
+        method.set_reshard_after_backward(False, recurse=False)  # type: ignore[operator]
     for name in calls:
         register_fsdp_forward_method(method, name)
+
+
+def give_back(method: nn.Module) -> None:
+    """Leaves each rank its part of what is whole; nothing where the method is not sharded."""
+    if isinstance(method, FSDPModule):
+        method.reshard()
 
 
 def is_sharded(module: nn.Module) -> bool:

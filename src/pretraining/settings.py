@@ -50,6 +50,12 @@ class RunSettings:
         50, "number of steps from one log line to the next", flags=["--print_freq", "-p"], at_least=1, at_most=1e12
     )
     max_steps: int | None = setting(None, "stop after so many steps in all", at_least=1, at_most=1e12)
+    dry_run: bool = setting(
+        False,
+        "say what the run would be and what memory it needs, with other numbers of ranks too, and end: nothing is "
+        "trained or written",
+        switch=True,
+    )
     tensorboard: bool = setting(True, "write TensorBoard event files")
     deterministic: bool = setting(
         False,
@@ -176,8 +182,6 @@ class PretrainingSettings:
                 f"--accumulate {count} is --virtual_ranks {count} now: a step computes what {count} times as many "
                 "processes would"
             ]
-        if count > 1 and self.speed.shard:
-            raise UserError("--shard does not go with --virtual_ranks yet: start more processes, or leave it out")
         return count, said
 
     @property

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import os
+from pathlib import Path
 from unittest import mock
 
 from src.checkpoints.store import read_run
@@ -11,9 +12,11 @@ from src.data.to_device import ToDevice
 from src.engine.finite import tensors_in
 from src.engine.loop import Training
 from src.losses import sinkhorn
+from src.models.teacher import Teacher
 from tests.helpers import on_ranks, run
 from tests.runs import assert_same_end
 from tests.scripts.test_splits import METHODS
+from tests.steps import make_teacher
 
 import pytest
 import torch
@@ -38,6 +41,12 @@ MORE = {
     "moco": ["--bn_parts 2"],
 }
 LINES = [(name, more) for name in METHODS for more in ["", *MORE.get(name, [])]]
+TEACHER = "--teacher {teacher}"
+LINES += [("moco", f"{TEACHER} --moco_dim 16 --method {more}") for more in (
+    "disco", "disco --distill mse attention fitnet darkrank --teacher_mode eval --distill_weight 0.5",
+    "rkd --use_mse --distill_norm ref32 --lr 1e-3", "seed",
+)]  # fmt: skip
+LINES += [("swav", f"{TEACHER} --feat_dim 16")]
 FAST = [("swav-queue", "--sync_bn no"), ("twist-momentum", ""), ("moco", ""), ("w2ssl", ""), ("deepcluster", "")]
 
 
@@ -46,6 +55,9 @@ class Training64(Training):
 
     def __post_init__(self):
         self.method.double()
+        teacher = getattr(self.method, "_teacher", None) or getattr(self.method, "teacher", None)
+        if isinstance(teacher, Teacher):  # no part of the method's state
+            teacher.networks.double()
         super().__post_init__()
 
 
@@ -57,7 +69,7 @@ def in_float64():
             (torch.Tensor, "float", torch.Tensor.double),
             (sinkhorn, "SMALLEST_FLOAT32_EPSILON", float("inf")),
             (ToDevice, "normalize", lambda self, images: normalize(self, images).double()),
-            (importlib.import_module("src.pretraining.run"), "Training", Training64),
+            (importlib.import_module("src.pretraining.running"), "Training", Training64),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         yield
@@ -74,7 +86,10 @@ def train(name, data, folder, processes, more="", steps=STEPS, ranks=RANKS):
     module, line = METHODS[name]
     words = [*line.format(own=32 // ranks).split(), *RATES.get(module, "--lr 0.01").split()]
     words += ["--data_path", data, "--dump_path", folder, "--epochs", 8, "--virtual_ranks", ranks // processes]
-    words += ["--dist_url", "tcp://127.0.0.1:1", "--max_steps", steps, *more.split()]
+    words += ["--dist_url", "tcp://127.0.0.1:1", "--max_steps", steps]
+    if TEACHER in more:
+        make_teacher(Path(data).parent, folder)
+    words += more.format(teacher=folder / "moco" / "checkpoint.pth.tar").split()
     code, said = on_ranks(processes, _main, module, [str(word) for word in words])[0]
     assert code == 0, said
     assert "bit-exact" not in said

@@ -59,19 +59,22 @@ def _train_line(line, folder, extra):
 
 
 @pytest.mark.parametrize("name", [
-    "deepcluster-v2", "w2ssl", *(
+    "deepcluster-v2", "w2ssl", "swav --virtual_ranks 2", *(
         pytest.param(name, marks=pytest.mark.slow) for name in (
             "sela-v2", "sela-v2-soft", "swav-heads", "swav-teacher", "twist", "twist-teacher", "twist-vit", "intl",
             "intl_m", "cwrgp", "byol", "simsiam", "barlowtwins", "moco", "disco", "disco-maps", "seed", "dino",
+            "deepcluster-v2 --virtual_ranks 2", "w2ssl --virtual_ranks 2", "twist-teacher --virtual_ranks 2",
+            "moco --virtual_ranks 2 --bn_parts 1", "intl_m --virtual_ranks 2",
         )
     ),
 ])  # fmt: skip
 def test_every_method_can_be_sharded(patches, tmp_path, name):
     """Weights, moving averages, optimiser and banks are those of a run that is not sharded."""
     make_teacher(patches, tmp_path)
+    name, *more = name.split()
     line = LINES[name].format(data=patches, runs=tmp_path).replace("--batch_size 16", "--batch_size 8")
     line = line.replace("--batch-size 16 --bunch-size 16", "--batch-size 8 --bunch-size 16")
-    for folder, extra in ((tmp_path / "plain", []), (tmp_path / "shared out", ["--shard"])):
+    for folder, extra in ((tmp_path / "plain", more), (tmp_path / "shared out", [*more, "--shard"])):
         assert on_ranks(2, _train_line, line, folder, extra) == [0, 0]
     (step, plain), (_, shared) = final_state(tmp_path / "plain"), final_state(tmp_path / "shared out")
     assert step == 2  # later steps magnify what was rounded otherwise

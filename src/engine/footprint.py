@@ -1,0 +1,280 @@
+"""What memory a step needs, found by making one with tensors that have sizes and no numbers."""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as tree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..clock import Clock
+from ..data.loading import Batch
+from ..parallel import collectives
+from ..parallel.sync_bn import ranks_in_one_batch
+from ..randomness import random_state, set_random_state
+from .method import Method
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one process needs on its device, beside what the driver and libraries take.
+
+    Attributes:
+        networks: parameters and buffers, those of momentum copies and teachers too.
+        gradients, optimizer: of the trained parameters.
+        ranks: how many the process plays.
+        images: of a batch, of which each of its ranks holds one during a step.
+        outputs: what each rank keeps from the networks' outputs to the end of its loss.
+        together: ranks whose images go through the networks as one part, as their batch norms are synchronised.
+        part: the most that a part's passes, forwards and back, need at a time.
+    """
+
+    networks: int
+    gradients: int
+    optimizer: int
+    ranks: int
+    images: int
+    outputs: int
+    together: int
+    part: int
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        of_ranks = self.ranks * (self.images + self.outputs)
+        return self.networks + self.gradients + self.optimizer + of_ranks + self.part
+
+    def with_smaller_ranks(self, times: int) -> "Footprint":
+        """The same images of a step, played by so many times as many ranks with as many fewer images each.
+
+        Not where batch norms take all ranks together.
+        """
+        return replace(
+            self,
+            ranks=self.ranks * times,
+            images=self.images // times,
+            outputs=self.outputs // times,
+            part=self.part // times,
+        )
+
+    @property
+    def is_all_together(self) -> bool:
+        """Whether the images of all ranks go through the networks as one part, however many ranks they belong to."""
+        return self.together == self.ranks > 1
+
+
+def footprint(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    clock: Clock,
+    ranks: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> Footprint:
+    """What a step of a method needs, which is not sharded; nothing is computed, and nothing of the method changes.
+
+    Args:
+        method: on its device.
+        batch: a rank's, of which only the shapes matter; crops as they come from the loader.
+        ranks: that the process plays.
+        autocast: for forward passes.
+    """
+    state = random_state()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    own = {*method.parameters(), *method.buffers(), *_of_teachers(method)}
+    with _as_it_was(method), collectives.alone(), mode:
+        try:
+            step = _Step(method, clock, autocast, [mode.from_tensor(tensor) for tensor in own])
+            once = ranks == 1 or (method.loss_is_local and ranks_in_one_batch(method) == 1)
+            images, outputs, part = step.once(batch, ranks) if once else step.by_parts(batch)
+        finally:
+            set_random_state(state)
+    trained = sum(_bytes(p) for p in method.parameters() if p.requires_grad)
+    return Footprint(
+        networks=sum(map(_bytes, own)),
+        gradients=trained if ranks > 1 else 0,  # a single rank's arrive while its activations go
+        optimizer=trained * _values_of_a_weight(optimizer),
+        ranks=ranks,
+        images=images,
+        outputs=outputs,
+        together=1 if once else ranks_in_one_batch(method),
+        part=part,
+    )
+
+
+class _Step:
+    """A step with tensors that have sizes only.
+
+    Args:
+        method, clock, autocast: see :func:`footprint`.
+        own: the stand-ins of what the method holds.
+    """
+
+    def __init__(
+        self, method: Method, clock: Clock, autocast: Callable[[], AbstractContextManager[Any]], own: list[Tensor]
+    ) -> None:
+        self.method, self.clock, self.autocast = method, clock, autocast
+        self.device = own[0].device
+        self.own = own
+
+    def watched(self) -> "_Peak":
+        """Counts what is made inside."""
+        return _Peak({tensor.untyped_storage()._cdata for tensor in self.own})
+
+    def once(self, batch: Batch, ranks: int) -> tuple[int, int, int]:
+        """In one go, forward and back: bytes of images, of outputs that stay, and of all else at a time."""
+        images = self.images(batch)
+        if ranks > 1:
+            self.fill_gradients()
+        with self.watched() as peak:
+            with self.autocast():
+                loss = self.method(images[0], self.clock)["loss"]
+            loss.backward()
+            del loss
+        return images[1], 0, peak.most
+
+    def by_parts(self, batch: Batch) -> tuple[int, int, int]:
+        """As :class:`src.engine.cast.Cast` makes it where losses need all ranks."""
+        together = ranks_in_one_batch(self.method)
+        images = self.images(batch)
+        passes: list[tuple[Callable[[Tensor], Any], tuple[int, ...]]] = []
+        largest = joined = 0
+
+        def through(network: nn.Module, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+            nonlocal largest, joined
+            with_gradient = torch.is_grad_enabled()
+            shape = (together * len(images), *images.shape[1:])
+            with self.watched() as alone, torch.no_grad():
+                outputs = function(torch.empty(shape, device=self.device))
+            largest = max(largest, alone.most)
+            if with_gradient:
+                passes.append((function, shape))
+                joined += _bytes(images) if together > 1 else 0
+            return tree.tree_map(lambda t: t[: len(images)].clone().requires_grad_(with_gradient), outputs)
+
+        for network in [module for module in self.method.modules() if type(module) is type(self.method.backbone)]:
+            call = network._call_impl
+            network._compiled_call_impl = functools.partial(through, network, call)
+            network._way_of_passes = through  # type: ignore[assignment]
+        with self.watched() as peak:
+            with self.autocast():
+                loss = self.method(images[0], self.clock)["loss"]
+            outputs = peak.now
+            loss.backward()
+            del loss
+        largest = max(largest, peak.most - outputs)
+        self.fill_gradients()
+        for function, shape in passes:
+            given = torch.empty(shape, device=self.device)
+            with self.watched() as peak:
+                with self.autocast():
+                    found = tree.tree_leaves(function(given))
+                torch.autograd.backward(found, [torch.empty_like(one) for one in found])
+                del found
+            largest = max(largest, peak.most)
+        return images[1], outputs + joined, largest
+
+    def images(self, batch: Batch) -> tuple[Batch, int]:
+        """What a method gets of such a batch, crops as numbers around 0; and its bytes."""
+        with self.watched() as peak:
+            moved = batch.each(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device))
+            return replace(moved, crops=[crop.float() for crop in moved.crops], draws=None), peak.most
+
+    def fill_gradients(self) -> None:
+        for parameter in self.method.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+
+
+@contextlib.contextmanager
+def _as_it_was(method: Method) -> Iterator[None]:
+    """Brings back afterwards what a method and its modules have as attributes, parameters and buffers."""
+    kept = [
+        (module, dict(module.__dict__), dict(module._parameters), dict(module._buffers)) for module in method.modules()
+    ]
+    for module, *_ in kept:
+        # calls that torch compiles, or shares out over processes, are made as they are written
+        module._compiled_call_impl = None
+        if isinstance(module, nn.SyncBatchNorm):
+            module.forward = functools.partial(_BatchNorm.forward, module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module, attributes, parameters, buffers in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+            for parameter in parameters.values():
+                if parameter is not None:
+                    parameter.grad = None
+
+
+def _of_teachers(method: Method) -> Iterator[Tensor]:
+    """Of networks that are used and are no part of the method."""
+    for value in vars(method).values():
+        networks = getattr(value, "networks", None)
+        if isinstance(networks, nn.Module):
+            yield from networks.parameters()
+            yield from networks.buffers()
+
+
+def _values_of_a_weight(optimizer: torch.optim.Optimizer) -> int:
+    """How many numbers an optimiser remembers for each."""
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        return 2
+    return int(any(group.get("momentum") for group in optimizer.param_groups))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+class _Peak(TorchDispatchMode):
+    """Adds up the memory of tensors that operations inside make, until they are gone.
+
+    Args:
+        known: storages that were there before, which views lead to.
+    """
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = known
+        self.now = self.most = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            # the checks of a step (is this matrix definite?) are the only numbers that it reads, and may be passed
+            if args[0].dtype is torch.bool:
+                return True
+        found = func(*args, **(kwargs or {}))
+        given = {one.untyped_storage()._cdata for one in tree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        for one in tree.tree_leaves(found):
+            if isinstance(one, Tensor):
+                storage = one.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self._known:
+                    self._add(storage)
+        return found
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+        self._alive.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size

@@ -1,0 +1,143 @@
+"""The run itself: what is judged, kept and said around the training loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..checkpoints.files import write_settings
+from ..checkpoints.store import CheckpointStore
+from ..clock import Clock
+from ..data.datasets import How, open_images, open_labelled
+from ..data.fingerprint import agreed_fingerprint
+from ..data.source import ImageSource, evenly_spread, require_labels
+from ..data.splits import find_val_beside, is_own
+from ..engine.alone import alone_in
+from ..engine.judging import Evaluation
+from ..engine.loop import Schedule, Training
+from ..engine.method import Method
+from ..engine.monitor import Monitor
+from ..evaluation.knn import KNNEvaluation
+from ..settings import flat
+from .memory import say_memory
+from .run import Pretraining, S
+from .settings import PretrainingSettings
+
+
+def validation_images(run: Pretraining[S]) -> ImageSource:
+    """The labelled images of ``--val_path``, or of the folder beside the training images."""
+    data, val_path = run.settings.data, run.settings.knn.val_path
+    how = data.how(run.settings.decoding, run.settings.run.dump_path)
+    if is_own(data.dataset):
+        return open_labelled(data.dataset, val_path or find_val_beside(data.dataset, run.train_path), how)
+    return open_images(data.dataset, run.train_path, "test", how)
+
+
+def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
+    """kNN from the training images to the validation images every ``--knn_freq`` epochs; nothing when that is 0."""
+    data, knn = run.settings.data, run.settings.knn
+    if not knn.knn_freq:
+        return []
+    val = validation_images(run)
+    if is_own(data.dataset):
+        require_labels(run.source, run.train_path)
+        train = run.source
+    else:
+        train = open_images(data.dataset, run.train_path, "train", How(run.settings.decoding))
+    evaluation = KNNEvaluation(
+        evenly_spread(train, knn.knn_train_images),
+        val,
+        run.eval_view,
+        run.prepare,
+        k=knn.knn_k,
+        workers=data.workers,
+        majority=knn.knn_rule == "majority",
+    )
+    return [Evaluation(knn.knn_freq, lambda: evaluation(method.backbone))]
+
+
+def store_of(settings: PretrainingSettings, became: Mapping[str, Any], backbone_file: str | None) -> CheckpointStore:
+    """The checkpoints of a run with these settings."""
+    options = settings.run
+    return CheckpointStore(
+        options.dump_path,
+        {**flat(settings), **became},
+        options.checkpoint_freq,
+        options.keep_last,
+        options.accept_changes,
+        backbone_file,
+    )
+
+
+def read_schedules(schedules: Mapping[str, Schedule], clock: Clock) -> None:
+    """Asks the schedules for values of all phases, as the run will: what they read of the settings has an effect."""
+    steps = range(0, clock.total_steps, max(1, clock.total_steps // 20))
+    for schedule in schedules.values():
+        for step in [*steps, clock.total_steps - 1]:
+            schedule(replace(clock, step=step))
+
+
+def train(
+    run: Pretraining[S],
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    schedules: Mapping[str, Schedule],
+    echo: Callable[[Monitor], None],
+    *,
+    evaluations: Sequence[Evaluation] = (),
+    backbone_file: str | None = None,
+    derived: Mapping[str, Any] | None = None,
+) -> int:
+    """The run itself; returns the exit code.
+
+    Args:
+        echo: says what is about to happen.
+        evaluations: what is judged after epochs besides the online kNN.
+        derived: what else the settings became; kept in checkpoints and in ``settings.json``.
+        backbone_file: see :class:`src.checkpoints.store.CheckpointStore`.
+    """
+    images = agreed_fingerprint(run.images, run.train_path)
+    settings, became = run.settings, {**run.derived(), **(derived or {}), "train_images": images}
+    evaluations = [*online_knn(run, method), *evaluations]
+    options, folder = settings.run, settings.run.dump_path
+    with alone_in(folder), Monitor(folder, options.tensorboard) as monitor:
+        monitor.say(run.call.command)
+        if options.env_name:
+            monitor.say(f"run        {options.env_name}")
+        with run.call.reads.paused():
+            echo(monitor)
+            say_memory(run, method, optimizer, monitor)
+        training = Training(
+            method=method,
+            optimizer=optimizer,
+            loader=run.loader,
+            batches=run.batches,
+            prepare=run.prepare,
+            schedules=schedules,
+            clock=run.clock,
+            device=run.world.device,
+            precision=run.precision,
+            monitor=monitor,
+            checkpoints=store_of(settings, became, backbone_file),
+            virtual_ranks=run.virtual_ranks,
+            seed=options.seed,
+            clip_norm=settings.plan.clip_norm,
+            evaluations=evaluations,
+            log_every=options.log_every,
+            save_every=options.save_every,
+            max_steps=options.max_steps,
+        )
+        which = options.resume
+        read_schedules(schedules, run.clock)
+        run.call.tell_unread()
+        if options.dry_run:
+            return 0
+        training.restore(which)
+        if training.is_finished:
+            monitor.say(f"finished: {run.clock.epoch} epochs, {run.clock.step} steps are done; there is nothing to do")
+        elif run.world.is_main:
+            became = {**became, "precision": run.precision.name, "device": str(run.world.device)}
+            write_settings(folder, run.call.command, run.call.given, flat(settings), became, run.world.size)
+        stopped_by = training.run()
+    return 0 if stopped_by is None else 128 + stopped_by
