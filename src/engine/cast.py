@@ -32,13 +32,14 @@ class Pass:
     """A pass through a network without gradient, which is made again when the gradient of its output is known.
 
     Attributes:
-        function, images: of the pass.
+        function: of the pass.
+        images: of the ranks that go through it together.
         random: the state of the generators at its start.
         outputs: what the losses were computed from; their gradients are those of the pass.
     """
 
     function: Callable[[Tensor], Any]
-    images: Tensor
+    images: list[Tensor]
     random: dict[str, Tensor]
     outputs: list[Tensor]
 
@@ -237,18 +238,18 @@ class Cast:
         """The passes of all ranks, of which some have their batch norms in common. In the first rank's thread."""
         answers: list[Any] = []
         for first in range(0, len(images), together):
-            joined = torch.cat(images[first : first + together]) if together > 1 else images[first]
+            part = images[first : first + together]
             if first:
                 self._random[0] = random_state()
                 self._before_turn(first)
             state = random_state()
-            outputs = self._led(function, joined, with_gradient=False)
+            outputs = self._led(function, _joined(part), with_gradient=False)
             if first:
                 self._after_turn(first)
                 self._before_turn(0)
             if with_gradient:
                 outputs = tree.tree_map(lambda tensor: tensor.detach().requires_grad_(), outputs)
-                self._passes.append(Pass(function, joined, state, tree.tree_leaves(outputs)))
+                self._passes.append(Pass(function, part, state, tree.tree_leaves(outputs)))
             answers += [tree.tree_map(lambda t, i=i: t.chunk(together)[i], outputs) for i in range(together)]
         return answers
 
@@ -258,10 +259,14 @@ class Cast:
         for one in self._passes:
             set_random_state(one.random)
             with self._autocast():
-                outputs = tree.tree_leaves(one.function(one.images))
+                outputs = tree.tree_leaves(one.function(_joined(one.images)))
             used = [(o, leaf.grad) for o, leaf in zip(outputs, one.outputs, strict=True) if leaf.grad is not None]
             if used:
                 torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
         self._passes = []
         self._keep_statistics(True)
         set_random_state(before)
+
+
+def _joined(images: list[Tensor]) -> Tensor:
+    return torch.cat(images) if len(images) > 1 else images[0]

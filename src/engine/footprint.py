@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..clock import Clock
 from ..data.loading import Batch
-from ..parallel import collectives
+from ..parallel import collectives, virtual
 from ..parallel.sync_bn import ranks_in_one_batch
 from ..randomness import random_state, set_random_state
 from .method import Method
@@ -32,9 +32,12 @@ class Footprint:
         gradients, optimizer: of the trained parameters.
         ranks: how many the process plays.
         images: of a batch, of which each of its ranks holds one during a step.
-        outputs: what each rank keeps from the networks' outputs to the end of its loss.
         together: ranks whose images go through the networks as one part, as their batch norms are synchronised.
         part: the most that a part's passes, forwards and back, need at a time.
+        features: what each rank keeps until the last part has passed: networks' outputs and their gradients.
+        losses: what each rank keeps from its passes to the end of all losses.
+        shared: of that, what is computed once for all ranks.
+        aside: the most that is needed for a moment beside what is kept for losses.
     """
 
     networks: int
@@ -42,28 +45,34 @@ class Footprint:
     optimizer: int
     ranks: int
     images: int
-    outputs: int
     together: int
     part: int
+    features: int = 0
+    losses: int = 0
+    shared: int = 0
+    aside: int = 0
 
     @property
     def bytes(self) -> int:
-        """All of it."""
-        of_ranks = self.ranks * (self.images + self.outputs)
-        return self.networks + self.gradients + self.optimizer + of_ranks + self.part
+        """All of it: losses are gone when parts pass with gradients."""
+        always = self.networks + self.gradients + self.optimizer + self.ranks * self.images
+        return always + max(self.of_passes, self.of_losses)
+
+    @property
+    def of_passes(self) -> int:
+        return self.ranks * self.features + self.part
+
+    @property
+    def of_losses(self) -> int:
+        return self.ranks * self.losses + self.shared + self.aside
 
     def with_smaller_ranks(self, times: int) -> "Footprint":
         """The same images of a step, played by so many times as many ranks with as many fewer images each.
 
         Not where batch norms take all ranks together.
         """
-        return replace(
-            self,
-            ranks=self.ranks * times,
-            images=self.images // times,
-            outputs=self.outputs // times,
-            part=self.part // times,
-        )
+        smaller = {name: getattr(self, name) // times for name in ("images", "part", "features", "losses", "aside")}
+        return replace(self, ranks=self.ranks * times, **smaller)
 
     @property
     def is_all_together(self) -> bool:
@@ -89,12 +98,13 @@ def footprint(
     """
     state = random_state()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    own = {*method.parameters(), *method.buffers(), *_of_teachers(method)}
+    networks = [method, *_teachers_of(method)]
+    own = {tensor for one in networks for tensor in (*one.parameters(), *one.buffers())}
     with _as_it_was(method), collectives.alone(), mode:
         try:
             step = _Step(method, clock, autocast, [mode.from_tensor(tensor) for tensor in own])
             once = ranks == 1 or (method.loss_is_local and ranks_in_one_batch(method) == 1)
-            images, outputs, part = step.once(batch, ranks) if once else step.by_parts(batch)
+            measured = step.once(batch, ranks) if once else step.by_parts(batch)
         finally:
             set_random_state(state)
     trained = sum(_bytes(p) for p in method.parameters() if p.requires_grad)
@@ -103,10 +113,8 @@ def footprint(
         gradients=trained if ranks > 1 else 0,  # a single rank's arrive while its activations go
         optimizer=trained * _values_of_a_weight(optimizer),
         ranks=ranks,
-        images=images,
-        outputs=outputs,
         together=1 if once else ranks_in_one_batch(method),
-        part=part,
+        **measured,
     )
 
 
@@ -129,64 +137,85 @@ class _Step:
         """Counts what is made inside."""
         return _Peak({tensor.untyped_storage()._cdata for tensor in self.own})
 
-    def once(self, batch: Batch, ranks: int) -> tuple[int, int, int]:
-        """In one go, forward and back: bytes of images, of outputs that stay, and of all else at a time."""
-        images = self.images(batch)
+    def once(self, batch: Batch, ranks: int) -> dict[str, int]:
+        """What it needs in one go, forward and back."""
+        images, size = self.images(batch)
         if ranks > 1:
             self.fill_gradients()
         with self.watched() as peak:
             with self.autocast():
-                loss = self.method(images[0], self.clock)["loss"]
+                loss = self.method(images, self.clock)["loss"]
             loss.backward()
             del loss
-        return images[1], 0, peak.most
+        return {"images": size, "part": peak.most}
 
-    def by_parts(self, batch: Batch) -> tuple[int, int, int]:
-        """As :class:`src.engine.cast.Cast` makes it where losses need all ranks."""
+    def by_parts(self, batch: Batch) -> dict[str, int]:
+        """What it needs as :class:`src.engine.cast.Cast` makes it where losses need all ranks."""
         together = ranks_in_one_batch(self.method)
-        images = self.images(batch)
+        images, size = self.images(batch)
         passes: list[tuple[Callable[[Tensor], Any], tuple[int, ...]]] = []
-        largest = joined = 0
+        aside = copied = features = shared = 0
+        crops = {crop.untyped_storage()._cdata for crop in images.crops}
 
         def through(network: nn.Module, function: Callable[[Tensor], Any], images: Tensor) -> Any:
-            nonlocal largest, joined
+            nonlocal aside, copied, features
             with_gradient = torch.is_grad_enabled()
             shape = (together * len(images), *images.shape[1:])
             with self.watched() as alone, torch.no_grad():
                 outputs = function(torch.empty(shape, device=self.device))
-            largest = max(largest, alone.most)
+            aside = max(aside, alone.most)
+            outputs = tree.tree_map(lambda t: t[: len(images)].clone().requires_grad_(with_gradient), outputs)
             if with_gradient:
                 passes.append((function, shape))
-                joined += _bytes(images) if together > 1 else 0
-            return tree.tree_map(lambda t: t[: len(images)].clone().requires_grad_(with_gradient), outputs)
+                copied += _bytes(images) if images.untyped_storage()._cdata not in crops else 0
+                features += 2 * sum(map(_bytes, tree.tree_leaves(outputs)))
+            return outputs
 
         for network in [module for module in self.method.modules() if type(module) is type(self.method.backbone)]:
             call = network._call_impl
             network._compiled_call_impl = functools.partial(through, network, call)
             network._way_of_passes = through  # type: ignore[assignment]
+
+        @contextlib.contextmanager
+        def for_all() -> Iterator[None]:
+            nonlocal shared
+            before = peak.now
+            yield
+            shared += peak.now - before
+
         with self.watched() as peak:
-            with self.autocast():
-                loss = self.method(images[0], self.clock)["loss"]
-            outputs = peak.now
+            with self.autocast(), virtual.in_each_once(for_all):
+                loss = self.method(images, self.clock)["loss"]
+            kept = peak.now
             loss.backward()
             del loss
-        largest = max(largest, peak.most - outputs)
+        aside = max(aside, peak.most - kept)
         self.fill_gradients()
-        for function, shape in passes:
-            given = torch.empty(shape, device=self.device)
-            with self.watched() as peak:
-                with self.autocast():
-                    found = tree.tree_leaves(function(given))
-                torch.autograd.backward(found, [torch.empty_like(one) for one in found])
-                del found
-            largest = max(largest, peak.most)
-        return images[1], outputs + joined, largest
+        part = max((self.pass_and_back(function, shape) for function, shape in passes), default=0)
+        found = {"part": part, "features": features, "losses": kept - shared, "shared": shared, "aside": aside}
+        return {"images": size + copied, **found}
+
+    def pass_and_back(self, function: Callable[[Tensor], Any], shape: tuple[int, ...]) -> int:
+        given = torch.empty(shape, device=self.device)
+        with self.watched() as peak:
+            with self.autocast():
+                outputs = tree.tree_leaves(function(given))
+            torch.autograd.backward(outputs, [torch.empty_like(one) for one in outputs])
+            del outputs
+        return peak.most
 
     def images(self, batch: Batch) -> tuple[Batch, int]:
         """What a method gets of such a batch, crops as numbers around 0; and its bytes."""
+
+        def floating(crop: Tensor) -> Tensor:
+            return torch.empty(crop.shape, device=self.device)
+
+        def alike(tensor: Tensor) -> Tensor:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+
         with self.watched() as peak:
-            moved = batch.each(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device))
-            return replace(moved, crops=[crop.float() for crop in moved.crops], draws=None), peak.most
+            moved = replace(batch, crops=[], draws=None).each(alike)
+            return replace(moved, crops=[floating(crop) for crop in batch.crops]), peak.now
 
     def fill_gradients(self) -> None:
         for parameter in self.method.parameters():
@@ -197,14 +226,16 @@ class _Step:
 @contextlib.contextmanager
 def _as_it_was(method: Method) -> Iterator[None]:
     """Brings back afterwards what a method and its modules have as attributes, parameters and buffers."""
-    kept = [
-        (module, dict(module.__dict__), dict(module._parameters), dict(module._buffers)) for module in method.modules()
-    ]
-    for module, *_ in kept:
+    modules = [one for network in (method, *_teachers_of(method)) for one in network.modules()]
+    kept = [(one, dict(one.__dict__), dict(one._parameters), dict(one._buffers)) for one in modules]
+    for module, _, _, buffers in kept:
         # calls that torch compiles, or shares out over processes, are made as they are written
         module._compiled_call_impl = None
         if isinstance(module, nn.SyncBatchNorm):
             module.forward = functools.partial(_BatchNorm.forward, module)  # type: ignore[method-assign]
+        for name, buffer in buffers.items():
+            if buffer is not None and buffer.numel() == 1:  # torch computes with single numbers, to know them later
+                module._buffers[name] = buffer.clone()
     try:
         yield
     finally:
@@ -218,13 +249,10 @@ def _as_it_was(method: Method) -> Iterator[None]:
                     parameter.grad = None
 
 
-def _of_teachers(method: Method) -> Iterator[Tensor]:
-    """Of networks that are used and are no part of the method."""
-    for value in vars(method).values():
-        networks = getattr(value, "networks", None)
-        if isinstance(networks, nn.Module):
-            yield from networks.parameters()
-            yield from networks.buffers()
+def _teachers_of(method: Method) -> list[nn.Module]:
+    """Networks that are used and are no part of the method."""
+    networks = [getattr(value, "networks", None) for value in vars(method).values()]
+    return [one for one in networks if isinstance(one, nn.Module)]
 
 
 def _values_of_a_weight(optimizer: torch.optim.Optimizer) -> int:
@@ -252,10 +280,9 @@ class _Peak(TorchDispatchMode):
         self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            # the checks of a step (is this matrix definite?) are the only numbers that it reads, and may be passed
-            if args[0].dtype is torch.bool:
-                return True
+        reads_number = func is torch.ops.aten._local_scalar_dense.default
+        if reads_number and isinstance(args[0], FakeTensor) and args[0].dtype is torch.bool:
+            return True  # checks (is this matrix definite?) are the only numbers that a step reads
         found = func(*args, **(kwargs or {}))
         given = {one.untyped_storage()._cdata for one in tree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
         for one in tree.tree_leaves(found):

@@ -11,7 +11,7 @@ process of its own, and the code need not know.
 import contextlib
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -216,11 +216,26 @@ def keeps_state() -> bool:
     return rank is None or rank.number == 0
 
 
+_around_once: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def in_each_once(around: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Inside, outside of ranks' threads, what :func:`once` computes is computed in ``around()``."""
+    global _around_once
+    before, _around_once = _around_once, around
+    try:
+        yield
+    finally:
+        _around_once = before
+
+
 def once(compute: Callable[[], T]) -> T:
     """``compute()``, which gives the same on all ranks: one of a process's ranks computes it for all of them."""
     rank = here()
     if rank is None:
-        return compute()
+        with _around_once():
+            return compute()
 
     def for_all(computations: list[Callable[[], T]]) -> list[T]:
         return [computations[0]()] * len(computations)

@@ -71,11 +71,12 @@ def in_words(needed: Footprint) -> str:
         "gradients": needed.gradients,
         "optimizer": needed.optimizer,
         f"images{played}": needed.images * needed.ranks,
-        f"losses{played}": needed.outputs * needed.ranks,
-        f"passes{shared}": needed.part,
     }
-    said = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
-    return f"about {gigabytes(needed.bytes)} for each process: {said}"
+    said = [f"{name} {gigabytes(size)}" for name, size in parts.items() if size]
+    passes = f"passes{shared} {gigabytes(needed.of_passes)}"
+    if needed.of_losses:
+        passes = f"the larger of losses {gigabytes(needed.of_losses)} and {passes}"
+    return f"about {gigabytes(needed.bytes)} for each process: {', '.join([*said, passes])}"
 
 
 def gigabytes(size: float) -> str:

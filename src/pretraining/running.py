@@ -78,6 +78,39 @@ def read_schedules(schedules: Mapping[str, Schedule], clock: Clock) -> None:
             schedule(replace(clock, step=step))
 
 
+def training_of(
+    run: Pretraining[S],
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    schedules: Mapping[str, Schedule],
+    monitor: Monitor,
+    checkpoints: CheckpointStore,
+    evaluations: Sequence[Evaluation],
+) -> Training:
+    """The loop with what the settings say of it."""
+    options = run.settings.run
+    return Training(
+        method=method,
+        optimizer=optimizer,
+        loader=run.loader,
+        batches=run.batches,
+        prepare=run.prepare,
+        schedules=schedules,
+        clock=run.clock,
+        device=run.world.device,
+        precision=run.precision,
+        monitor=monitor,
+        checkpoints=checkpoints,
+        virtual_ranks=run.virtual_ranks,
+        seed=options.seed,
+        clip_norm=run.settings.plan.clip_norm,
+        evaluations=evaluations,
+        log_every=options.log_every,
+        save_every=options.save_every,
+        max_steps=options.max_steps,
+    )
+
+
 def train(
     run: Pretraining[S],
     method: Method,
@@ -108,26 +141,8 @@ def train(
         with run.call.reads.paused():
             echo(monitor)
             say_memory(run, method, optimizer, monitor)
-        training = Training(
-            method=method,
-            optimizer=optimizer,
-            loader=run.loader,
-            batches=run.batches,
-            prepare=run.prepare,
-            schedules=schedules,
-            clock=run.clock,
-            device=run.world.device,
-            precision=run.precision,
-            monitor=monitor,
-            checkpoints=store_of(settings, became, backbone_file),
-            virtual_ranks=run.virtual_ranks,
-            seed=options.seed,
-            clip_norm=settings.plan.clip_norm,
-            evaluations=evaluations,
-            log_every=options.log_every,
-            save_every=options.save_every,
-            max_steps=options.max_steps,
-        )
+        checkpoints = store_of(settings, became, backbone_file)
+        training = training_of(run, method, optimizer, schedules, monitor, checkpoints, evaluations)
         which = options.resume
         read_schedules(schedules, run.clock)
         run.call.tell_unread()

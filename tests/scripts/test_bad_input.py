@@ -83,7 +83,6 @@ SWAV = [
     (["--virtual_ranks", "auto"], "needs --ranks"),
     (["--virtual_ranks", "2", "--ranks", "3"], "1 processes with --virtual_ranks 2 are 2"),
     (["--ranks", "2"], "1 processes with --virtual_ranks 1 are 1"),
-    (["--virtual_ranks", "2", "--shard"], "does not go with --virtual_ranks"),
     (["--virtual_ranks", "4", "--sync_bn", "apex", "--syncbn_process_group_size", "3"], "batch norms over 3 ranks"),
     (["--workers", "-1"], "expected a whole number from 0 to 1,024"),
     (["--knn_freq", "1", "--data_path", "{flat}"], "pass the validation images with --val_path"),
