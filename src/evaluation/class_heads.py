@@ -12,6 +12,7 @@ from ..checkpoints.files import describe_mismatch, read_file
 from ..checkpoints.run_file import FORMAT, check_run
 from ..checkpoints.weights import require_finite
 from ..errors import UserError
+from ..models import zoo
 from ..models.heads import Prototypes, TwistHead, projector
 
 
@@ -42,6 +43,7 @@ def load_class_head(path: str | Path, key: str = "auto", activation: str | None 
         key: ``teacher_backbone`` means the teacher's head.
         activation: of TWIST's head; files of ours know it, in others it is ReLU.
     """
+    path = zoo.located(path)
     content = read_file(path)
     state, settings = _named_tensors(content, "teacher" if key.startswith("teacher") else "model", path)
     if any(name.startswith("projection_heads.") for name in state):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,9 +22,9 @@ from ..engine.monitor import Monitor
 from ..engine.precision import choose_precision
 from ..engine.seeding import seed_everything
 from ..errors import UserError
-from ..models.pretrained import fingerprint
+from ..models.pretrained import fingerprint, load_backbone
 from ..parallel import collectives, launch, sync_bn
-from ..settings import flat
+from ..settings import flat, replaced
 from . import protocols
 from .classifier_parts import build_method, build_optimizer, give_teacher, learning_rate, loaders
 from .classifier_settings import ClassificationSettings, LabelSettings
@@ -40,6 +40,7 @@ from .classifiers import (
 from .features import FeatureDataset, warn_unreadable
 from .information import watch_information
 from .protocols import Protocol, Recipe
+from .published_classifier import PublishedClassifier, is_published, read_classifier, require_same_backbone
 from .report import Task, echo, report, save_classifier
 from .subject import open_subject, open_weights
 
@@ -67,8 +68,12 @@ def run(
 
 def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], name: str, world: launch.World) -> Task:
     """The weights, the protocol, the images."""
+    call, classifier = without_training(call)
     settings = call.settings
     weights = open_weights(settings)
+    if classifier is not None and classifier.has_backbone and settings.judged.pretrained != str(classifier.path):
+        own = load_backbone(classifier.path, settings.backbone.hints)
+        require_same_backbone(weights, own, classifier.path)
     protocol_name, reason = protocols.choose(
         table,
         settings.protocol.protocol,
@@ -79,6 +84,8 @@ def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], na
     )
     protocol = table[protocol_name]
     recipe = protocols.resolve(settings.classifier, settings.labels.labels_perc, protocol, world.size)
+    if classifier is not None:
+        recipe = replace(recipe, lr=recipe.lr[:1], weights="freeze", features="augmented")
     check(settings, recipe)
     digest = fingerprint(weights.backbone)
     told = settings.classifier.bicubic is not None or recipe.bicubic
@@ -107,7 +114,26 @@ def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], na
         "train_images": agreed_fingerprint(train, where),
         "test_images": agreed_fingerprint(subject.test, where),
     }
-    return Task(call, name, protocol_name, reason, recipe, weights, subject, train, derived)
+    return Task(call, name, protocol_name, reason, recipe, weights, subject, train, derived, classifier)
+
+
+def without_training(
+    call: Call[ClassificationSettings],
+) -> tuple[Call[ClassificationSettings], PublishedClassifier | None]:
+    """The published classifier that is to be judged; and the call with the network that is in its file."""
+    judging = call.settings.judging
+    where = judging.published_classifier
+    if not where and judging.evaluate and judging.resume not in ("auto", "never") and is_published(judging.resume):
+        where = judging.resume
+    if not where:
+        return call, None
+    classifier = read_classifier(where)
+    if call.settings.judged.pretrained:
+        return call, classifier
+    if not classifier.has_backbone:
+        raise UserError(f"{classifier.path} holds a classifier alone: give its network with --pretrained")
+    own = {"pretrained": str(classifier.path)}
+    return replace(call, settings=replaced(call.settings, own)), classifier
 
 
 def check(settings: ClassificationSettings, recipe: Recipe) -> None:
@@ -245,7 +271,10 @@ def train_and_report(task: Task, built: Built, monitor: Monitor, folder: Path) -
     judging, training, method = task.settings.judging, built.training, built.method
     evaluate, classifier_file, resume = judging.evaluate, judging.classifier_file, judging.resume
     task.call.tell_unread()
-    if task.recipe.optimizer == "lbfgs":
+    if task.classifier is not None:
+        task.classifier.put_into(method)
+        method.eval()
+    elif task.recipe.optimizer == "lbfgs":
         assert isinstance(method, LinearProbe)
         assert isinstance(training.loader.dataset, FeatureDataset)
         fit_logistic_regression(method, training.loader.dataset)

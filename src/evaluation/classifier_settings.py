@@ -103,6 +103,12 @@ class JudgingSettings:
     classifier_file: str | None = setting(
         None, "also write the network with its best classifier, under torchvision's or timm's names"
     )
+    published_classifier: str = setting(
+        "",
+        "judge this linear classifier without training one: a file of SwAV's, MoCo's, INTL's, CW-RGP's, W2SSL's or "
+        "TWIST's program or of --classifier_file, or a name of docs/zoo.md. Files that hold the network too need no "
+        "--pretrained. The published programs' -e --resume FILE is the same",
+    )
     resume: str = setting("auto", "auto, never, or a checkpoint of this evaluation", spellings={"": "auto"})
     accept_changes: tuple[str, ...] = setting(
         (), "names of settings that may differ from those of the checkpoint that the evaluation continues from",

@@ -20,6 +20,7 @@ from ..parallel import collectives
 from .classifier_settings import ClassificationSettings
 from .classifiers import Classification, Classifier, Judged
 from .protocols import Recipe
+from .published_classifier import PublishedClassifier
 from .reported import reported_line
 from .subject import Subject
 
@@ -33,6 +34,7 @@ class Task:
         protocol, reason: name of the protocol, and why it is that one.
         train: the training images whose labels may be used.
         derived: what the settings became, for checkpoints.
+        classifier: a published one, which is judged instead of training one.
     """
 
     call: Call[ClassificationSettings]
@@ -44,6 +46,7 @@ class Task:
     subject: Subject
     train: ImageSource
     derived: dict[str, Any]
+    classifier: PublishedClassifier | None = None
 
     @property
     def settings(self) -> ClassificationSettings:
@@ -63,7 +66,9 @@ def echo(task: Task, monitor: Monitor, clock: Clock) -> None:
     shape = recipe.scheduler_type
     if shape == "step":
         shape = f"x {recipe.gamma:g} at {list(recipe.decay_epochs)}"
-    if recipe.optimizer == "lbfgs":
+    if task.classifier is not None:
+        monitor.say(f"training   none: judged is the classifier of {task.classifier.path}")
+    elif recipe.optimizer == "lbfgs":
         monitor.say("training   logistic regression by scikit-learn (lbfgs, C = 1)")
     else:
         monitor.say(
@@ -88,6 +93,7 @@ def report(task: Task, method: Classification, judged: Judged, training_images: 
     for rate, label, best in zip(recipe.lr, method.names, method.best_top1.tolist(), strict=True):
         line = {"top1": values[f"top1_{label}"], "top5": values[f"top5_{label}"], "best_top1": best}
         title = "lbfgs" if recipe.optimizer == "lbfgs" else f"lr {rate:g}"
+        title = title if task.classifier is None else "published classifier"
         results[title.removeprefix("lr ")] = line
         monitor.say(f"{title}: top-1 {line['top1']:.2f} %  top-5 {line['top5']:.2f} %  best top-1 {best:.2f} %")
     evaluation = task.name if recipe.labels_perc == 100 and task.name == "linear" else f"semisup {recipe.labels_perc:g}"

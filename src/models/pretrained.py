@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..checkpoints.layouts import backbone_in, family_of, resnet_in, weights_in
 from ..checkpoints.run_file import FORMAT, check_run
 from ..checkpoints.weights import require_finite, told_about
 from ..errors import UserError
+from . import zoo
 from .backbones import BackboneSpec, initialize
 
 # What --key may be for checkpoints of ours -> where those weights are: the first of these prefixes that some name has
@@ -67,7 +68,7 @@ def load_backbone(path: str | Path, spec: "BackboneSpec | Hints | None" = None, 
     """Reads a checkpoint of ours, or published weights in any of :data:`src.checkpoints.layouts.LAYOUTS`.
 
     Args:
-        path: the file.
+        path: the file, or a name of :data:`src.models.zoo.ZOO`.
         spec: the architecture, or what the user says about it. Files of ours tell all of it, and the entries of ResNets
             all but the kind of a 3x3 stem.
         key: the entry of the file that holds the weights, see :func:`src.checkpoints.layouts.weights_in`.
@@ -75,6 +76,8 @@ def load_backbone(path: str | Path, spec: "BackboneSpec | Hints | None" = None, 
     Raises UserError when an entry of the backbone is missing, unexpected, of another shape or not finite, when the file
     says something else than ``spec``, and when neither says enough.
     """
+    published = None if Path(path).exists() else zoo.ZOO.get(str(path))
+    path = zoo.located(path)
     content = read_file(path)
     settings = run_settings(content, path)
     if settings is not None:
@@ -88,9 +91,14 @@ def load_backbone(path: str | Path, spec: "BackboneSpec | Hints | None" = None, 
         named = weights_in(content, path, key)
         state, layout = backbone_in(named, path)
         head_prefixes = layout.projector
-        family = settings.get("method") or family_of(content, path, key)
+        family = settings.get("method") or (published.method if published else family_of(content, path, key))
         origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
-    spec = _spec_of(path, spec or Hints(), settings, state)
+    spec = spec or Hints()
+    if published and spec.arch is None and not resnet_in(state):
+        spec = replace(spec, arch=published.arch)
+    spec = _spec_of(path, spec, settings, state)
+    if published:
+        _require_same(spec, published, path)
     backbone = spec.build()
     # batch norm's counters, which no evaluation reads: old files and detectron2's have none, and torch does without
     counters = {n: t for n, t in backbone.state_dict().items() if n.endswith("num_batches_tracked") and n not in state}
@@ -138,6 +146,14 @@ def _spec_of(
             "small_pool or small_padded"
         )
     return BackboneSpec(**known)
+
+
+def _require_same(spec: BackboneSpec, published: zoo.Published, path: object) -> None:
+    """Raises UserError where a published file is of another network than it was."""
+    told = spec.arch if spec.width == 1 else f"{spec.arch}w{spec.width:g}"
+    if told != published.arch:
+        width = "" if spec.width == 1 else f" of width {spec.width:g}"
+        raise UserError(f"{path} holds a {spec.arch}{width}, and {published.name} is a {published.arch}")
 
 
 def run_settings(content: Any, path: object) -> dict[str, Any] | None:
