@@ -19,6 +19,7 @@ from src.errors import UserError
 from src.evaluation.class_heads import load_class_head
 from src.evaluation.clustering import class_prediction, clustering_scores, contingency, match
 from src.evaluation.features import Features, extract_features
+from src.evaluation.reported import reported_line
 from src.evaluation.subject import EvaluationSettings, Subject, open_subject, open_weights
 from src.parallel import collectives, launch
 from src.plots import cluster_mosaic, confusion_matrix
@@ -93,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if world.is_main:
             found = found._replace(features=by_kmeans(found.features, own.kmeans, own.normalize, judged.seed))
     if world.is_main:
-        report(judged.dump_path, settings.data.data_path, subject, how, found, own.mosaic)
+        paper = reported_line(
+            weights.family, "clusters", weights.spec.arch, weights.settings, subject.num_classes, settings.data.dataset
+        )
+        report(judged.dump_path, settings.data.data_path, subject, how, found, own.mosaic, paper)
     call.tell_unread()
     collectives.barrier()
     return 0
@@ -115,6 +119,7 @@ def report(
     how: str,
     found: Features,
     mosaic: int,
+    paper: str,
 ) -> None:
     """Prints the scores and writes ``cluster.json``, ``predictions.csv``, ``clusters.png`` and ``confusion.png``.
 
@@ -122,6 +127,7 @@ def report(
         folder, data_path: where to, and what was judged.
         found: confidences (N, K) in clusters.
         mosaic: number of clusters in the picture.
+        paper: what the weights' paper reports.
     """
     out = Path(folder)
     confidence_NK, labels_N, images_N = found.features.cpu(), found.labels.cpu(), found.indices.cpu()
@@ -132,6 +138,7 @@ def report(
     print(f"{subject.description}; {found.used} images of {subject.num_classes} classes")
     print(f"{how}, {used} of them in use")
     print("  ".join(f"{name} {value:.2f} %" for name, value in scores.items()))
+    print(paper)
     table = contingency(clusters, labels_N)
     classes_K = match(table)
     content = {
@@ -142,6 +149,7 @@ def report(
         "unreadable": found.unreadable,
         "clusters_in_use": used,
         "scores": scores,
+        "paper": paper,
         "class_of_cluster": {
             str(k): subject.test.classes[c] for k, c in enumerate(classes_K.tolist()) if c >= 0 and table[k].any()
         },

@@ -17,6 +17,7 @@ from src.data.loading import loader_of
 from src.errors import UserError
 from src.evaluation.features import extract_features
 from src.evaluation.knn import knn_predict, nearest_majority, over_ranks, top_k_accuracy
+from src.evaluation.reported import reported_line
 from src.evaluation.subject import EvaluationSettings, open_subject, open_weights
 from src.parallel import collectives, launch
 from src.settings import replaced, setting
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = call.settings
     own, data = settings.knn, settings.data
     world = launch.start(settings.device.device, settings.device.dist_url)
-    subject = open_subject(settings, open_weights(settings), world.device)
+    weights = open_weights(settings)
+    subject = open_subject(settings, weights, world.device)
     backbone, description = subject.backbone, subject.description
     if own.raw_pixels:
         backbone, description = nn.Flatten(), "raw pixels"
@@ -104,7 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{description}; {train.used} training and {test.used} test images")
         for k, result in results.items():
             print(f"{k:>5} nearest neighbours: top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %")
+        paper = reported_line(
+            weights.family, "5-nn", weights.spec.arch, weights.settings, subject.num_classes, data.dataset
+        )
+        print(paper)
         content = {
+            "paper": paper,
             "what": description,
             "data_path": data.data_path,
             "rule": own.rule,

@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_overwriting(out, args.checkpoint, args.overwrite)
     told: Mapping[str, Any]
     if Path(args.checkpoint).suffix == ".pkl":
-        state, origin, told = to_torchvision(read_pickle(args.checkpoint)), args.checkpoint, {}
+        read = read_pickle(args.checkpoint)
+        state, origin, told = to_torchvision(read.model), args.checkpoint, {"method": read.method}
         require_finite(state, args.checkpoint)
     else:
         loaded = load_backbone(args.checkpoint, Hints(stem="imagenet"), args.key)
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wrote {len(state)} entries under torchvision's names to {out}")
         return 0
     model = to_detectron2(state)
-    content = {"model": model, "__author__": "self-supervised", "matching_heuristics": True}
+    method = told.get("method", "")
+    content = {"model": model, "__author__": "self-supervised", "matching_heuristics": True, "method": method}
     write_atomically(out, lambda file: pickle.dump(content, file))
     print(f"wrote {len(model)} entries to {out} ({len(state) - len(model)} counters of batch norms left out)")
     for line in what_is_found(model, overrides):

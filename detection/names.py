@@ -5,7 +5,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from src.errors import UserError
 
@@ -57,8 +57,15 @@ class _OnlyArrays(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds a {module}.{name}")
 
 
-def read_pickle(path: str | Path) -> dict[str, np.ndarray]:
-    """The model of a file for detectron2's ``MODEL.WEIGHTS``; raises UserError for anything else."""
+class Weights(NamedTuple):
+    """A file for detectron2's ``MODEL.WEIGHTS``: its arrays, and the method that trained them, "" if unknown."""
+
+    model: dict[str, np.ndarray]
+    method: str
+
+
+def read_pickle(path: str | Path) -> Weights:
+    """Reads such a file; raises UserError for anything else."""
     try:
         content = _OnlyArrays(io.BytesIO(Path(path).read_bytes())).load()
     except OSError as error:
@@ -68,4 +75,4 @@ def read_pickle(path: str | Path) -> dict[str, np.ndarray]:
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not all(isinstance(array, np.ndarray) for array in model.values()):
         raise UserError(f"{path} is not a pickle of weights for detectron2: it has no model of arrays")
-    return model
+    return Weights(model, str(content.get("method", "")))

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from detection.names import read_pickle
 from src import cli
 from src.errors import UserError
+from src.evaluation.reported import reported_detection
 
 try:
     from detectron2 import _C
@@ -109,7 +110,7 @@ def check_weights(cfg: "CfgNode") -> list[str]:
         raise UserError(f"MODEL.WEIGHTS {path} does not exist: detection/convert_to_detectron2.py writes it")
     if Path(path).suffix != ".pkl":
         return [f"weights    {path}, read by detectron2"]
-    found = read_pickle(path)
+    found = read_pickle(path).model
     on_cpu = cfg.clone()
     on_cpu.defrost()
     on_cpu.MODEL.DEVICE = "cpu"
@@ -160,7 +161,19 @@ def main(argv: Any = None) -> int:
         dist_url=args.dist_url,
         args=(args,),
     )
+    if args.machine_rank == 0:
+        for line in reported(cfg):
+            print(line)
     return 0
+
+
+def reported(cfg: "CfgNode") -> list[str]:
+    """What the weights' paper reports for this detector's data, if the weights tell their method."""
+    path = Path(cfg.MODEL.WEIGHTS)
+    method = read_pickle(path).method if path.suffix == ".pkl" and path.exists() else ""
+    data = next((name for name in ("voc", "coco") if any(name in test for test in cfg.DATASETS.TEST)), "")
+    kinds = ("boxes", "masks") if cfg.MODEL.MASK_ON else ("boxes",)
+    return [reported_detection(method, kind, f"resnet{cfg.MODEL.RESNETS.DEPTH}", data) for kind in kinds if data]
 
 
 if __name__ == "__main__":

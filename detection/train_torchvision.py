@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,6 +27,7 @@ from src.engine.alone import alone_in
 from src.engine.finite import all_finite_everywhere, tensors_in
 from src.engine.seeding import seed_everything
 from src.errors import Diverged, UserError
+from src.evaluation.reported import reported_detection
 from src.models.pretrained import Hints, fingerprint, load_backbone, name_of_weights
 from src.optim.schedules import multistep
 from src.parallel import collectives, launch
@@ -98,12 +99,17 @@ def complete(given: Mapping[str, Any]) -> Settings:
 SCRIPT = cli.Script("Trains torchvision's detectors on a pre-trained ResNet.", Settings(), complete=complete)
 
 
-def build_model(args: DetectionSettings, classes: int, synchronise: bool) -> nn.Module:
-    """The detector with the checkpoint's backbone; raises UserError where they do not fit."""
-    from torchvision.models import detection
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+class Start(NamedTuple):
+    """What a detector starts from: a ResNet's name, its weights (None = random), and the method that trained them."""
 
-    state = None
+    arch: str
+    state: Mapping[str, Tensor] | None
+    method: str
+
+
+def start_of(args: DetectionSettings) -> Start:
+    """Raises UserError for a network that torchvision's detectors are not built on."""
+    start = Start(args.arch, None, "")
     if args.pretrained:
         loaded = load_backbone(args.pretrained, Hints(stem="imagenet"), args.key)
         state = loaded.backbone.state_dict()
@@ -112,11 +118,18 @@ def build_model(args: DetectionSettings, classes: int, synchronise: bool) -> nn.
             raise UserError(
                 f"{args.pretrained}: torchvision's detectors here need a ResNet of width 1 with the ImageNet stem"
             )
-        arch = found[0]
-    else:
-        arch = args.arch
-    if arch not in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
-        raise UserError(f"{arch}: torchvision has resnet18, 34, 50, 101 and 152")
+        start = Start(found[0], state, loaded.family)
+    if start.arch not in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
+        raise UserError(f"{start.arch}: torchvision has resnet18, 34, 50, 101 and 152")
+    return start
+
+
+def build_model(args: DetectionSettings, start: Start, classes: int, synchronise: bool) -> nn.Module:
+    """The detector with the checkpoint's backbone; raises UserError where they do not fit."""
+    from torchvision.models import detection
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+    arch, state, _ = start
     norm = nn.SyncBatchNorm if synchronise else nn.BatchNorm2d
     backbone = resnet_fpn_backbone(backbone_name=arch, weights=None, norm_layer=norm, trainable_layers=5)
     if state is not None:
@@ -212,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.batch_size % world.size:
         raise UserError(f"--batch_size {args.batch_size} cannot be shared out over {world.size} processes")
     seed_everything(args.seed)
-    model = build_model(args, test.classes, world.size > 1 and world.device.type == "cuda").to(world.device)
+    start = start_of(args)
+    model = build_model(args, start, test.classes, world.size > 1 and world.device.type == "cuda").to(world.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.wd)
     folder = Path(args.dump_path)
     became = {
@@ -231,8 +245,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if train is None or step < args.iterations:  # a finished run has read no rates
         call.tell_unread()
     if world.is_main:
+        paper = reported_detection(start.method, "boxes", start.arch, args.dataset)
         print("  ".join(f"{name} {value:.2f}" for name, value in result.items()))
-        content = {"what": args.pretrained or "random weights", "dataset": args.dataset, "model": args.model, **result}
+        print(paper)
+        what = {"what": args.pretrained or "random weights", "dataset": args.dataset, "model": args.model}
+        content = {**what, **result, "paper": paper}
         text = json.dumps(content, indent=2).encode()
         write_atomically(folder / "detection.json", lambda file: file.write(text))
     collectives.barrier()

@@ -24,6 +24,8 @@ from .published_classifier import PublishedClassifier
 from .reported import reported_line
 from .subject import Subject
 
+LISTS = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -75,11 +77,24 @@ def echo(task: Task, monitor: Monitor, clock: Clock) -> None:
             f"training   lr {rates} ({shape}), wd {recipe.wd:g}, {recipe.batch_size} x {ranks} images a step, "
             f"{clock.epochs} epochs of {clock.steps_per_epoch} steps"
         )
-    if recipe.labels_perc < 100 and not task.settings.labels.subset_file:
-        monitor.warn(
-            f"no --subset_file: {recipe.labels_perc:g} % of the labels are drawn with --seed "
-            f"{task.settings.judged.seed}, equally many of each class; published numbers are for the SimCLR lists"
-        )
+    for warning in told_of_labels(task):
+        monitor.warn(warning)
+
+
+def told_of_labels(task: Task) -> list[str]:
+    """Warnings about labels that are not those of the published numbers."""
+    asked, file = task.recipe.labels_perc, task.settings.labels.subset_file
+    if asked == 100:
+        return []
+    if not file:
+        return [
+            f"no --subset_file: {asked:g} % of the labels are drawn with --seed {task.settings.judged.seed}, equally "
+            f"many of each class; published numbers are for SimCLR's lists, 1percent.txt and 10percent.txt ({LISTS})"
+        ]
+    found = 100 * len(task.train) / len(task.subject.train)
+    if abs(found - asked) > asked / 10:
+        return [f"--subset_file {file} names {found:.2g} % of the images, and --labels_perc is {asked:g}"]
+    return []
 
 
 def report(task: Task, method: Classification, judged: Judged, training_images: int, monitor: Monitor) -> None:
@@ -98,7 +113,8 @@ def report(task: Task, method: Classification, judged: Judged, training_images: 
         monitor.say(f"{title}: top-1 {line['top1']:.2f} %  top-5 {line['top5']:.2f} %  best top-1 {best:.2f} %")
     evaluation = task.name if recipe.labels_perc == 100 and task.name == "linear" else f"semisup {recipe.labels_perc:g}"
     arch = weights.spec.arch if weights.spec.width == 1 else f"{weights.spec.arch}w{weights.spec.width:g}"
-    paper = reported_line(weights.family, evaluation, arch, weights.settings, subject.num_classes)
+    dataset = task.settings.data.dataset
+    paper = reported_line(weights.family, evaluation, arch, weights.settings, subject.num_classes, dataset)
     monitor.say(paper)
     if not collectives.is_main():
         return

@@ -132,7 +132,7 @@ def weights(tmp_path_factory):
 
 def test_the_backbone_is_the_checkpoints(weights, tmp_path):
     args = train_torchvision.SCRIPT.parse(["--pretrained", str(weights), "--min_size", "96"]).settings.detection
-    model = train_torchvision.build_model(args, 20, synchronise=False).eval()
+    model = train_torchvision.build_model(args, train_torchvision.start_of(args), 20, synchronise=False).eval()
     backbone = save("moco", tmp_path / "again.pth.tar", "resnet18")
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from src.errors import UserError
 from src.evaluation import protocols
 from src.evaluation.classifiers import FineTuning, LastBlocks, is_transformer
 from src.evaluation.protocols import LINEAR, SEMISUP
-from src.evaluation.reported import REPORTED, reported_line
+from src.evaluation.reported import REPORTED, reported_detection, reported_line
 from src.models.backbones import create_backbone
 from src.optim.schedules import multistep
 from tests.built import judged
@@ -285,12 +285,38 @@ def test_the_papers_number_of_the_same_run_is_found():
     assert "no number is known" in reported_line("", "linear", "resnet18", {}, 1000)
 
 
+@pytest.mark.parametrize(("asked", "line"), [
+    (("twist", "linear", "vit_s", {"epochs": 300, "batch": 2048}, 1000), "75.6 % after 300 epochs, batch 2048 (first"),
+    (("twist", "linear", "vit_b", {"epochs": 300, "batch": 2048}, 1000), "77.3 % after 300 epochs, batch 2048"),
+    (("twist", "clusters", "resnet50", {}, 1000), "NMI 74.4  AMI 57.7  ARI 30.1  ACC 40.5 after 800 epochs"),
+    (("cwrgp", "linear", "resnet50", {"epochs": 200}, 1000), "71 % after 200 epochs, 4 views"),
+    (("cw-rgp", "linear", "resnet50", {"epochs": 100}, 1000), "69.7 % after 100 epochs"),
+    (("cwrgp", "linear", "resnet18", {"num_samples": 4}, 10, "cifar10"), "cifar10: 92.47 % after the paper's run wi"),
+    (("cwrgp", "5-nn", "resnet18", {"num_samples": 2}, 200, "tiny_in"), "34.04 % after"),
+    (("byol", "5-nn", "resnet18", {}, 10, "stl10"), "88.64 %"),
+    (("intl", "linear", "resnet18", {}, 100, "folder"), "imagenet100: 81.68 %"),
+])  # fmt: skip
+def test_what_else_the_papers_report(asked, line):
+    assert line in reported_line(*asked)
+
+
+@pytest.mark.parametrize(("asked", "line"), [
+    (("twist", "boxes", "resnet50", "voc"), "AP 58.1  AP50 84.2  AP75 65.4"),
+    (("twist", "masks", "resnet50", "coco"), "AP 37.9  AP50 59.7  AP75 40.6"),
+    (("cw-rgp", "boxes", "resnet50", "coco"), "AP 40.7  AP50 60.5  AP75 44.1"),
+    (("disco", "boxes", "resnet18", "voc"), "no number is known"),
+])  # fmt: skip
+def test_what_they_report_of_detection(asked, line):
+    assert line in reported_detection(*asked)
+
+
 def test_every_run_is_told_from_the_others():
     for row in REPORTED:
         same = [
             other
             for other in REPORTED
-            if (other.method, other.evaluation, other.arch) == (row.method, row.evaluation, row.arch)
+            if (other.method, other.evaluation, other.arch, other.data)
+            == (row.method, row.evaluation, row.arch, row.data)
             and all(row.settings.get(name, value) == value for name, value in other.settings.items())
         ]
         assert same == [row]

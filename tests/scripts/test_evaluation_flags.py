@@ -49,6 +49,7 @@ ELSEWHERE = {
     "path_column": "tests/data/test_lists.py",
     "label_column": "tests/data/test_lists.py",
     "classifier_file": "tests/scripts/test_evaluations.py",
+    "published_classifier": "tests/evaluation/test_published_classifier.py",
     "subset_file": "tests/scripts/test_evaluations.py",
     "parity_drop_first": "tests/evaluation/test_protocols.py",
     "information_bins": "tests/evaluation/test_information.py",
