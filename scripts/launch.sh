@@ -6,6 +6,9 @@
 # Run from the repository's root. Environment:
 #   PYTHON         interpreter (default: .venv/bin/python if it is there, else python)
 #   NPROC          processes on each node (default: its GPUs)
+#   NNODES         without Slurm: the number of machines (default: 1), on each of which this is started, with
+#   NODE_RANK      its own number from 0 on, and
+#   MASTER_ADDR    the address of number 0 (and MASTER_PORT, default 29500)
 #   MAX_RESTARTS   how often torchrun starts all processes again when one dies (default: 0); they resume by themselves
 #   DRY_RUN=1      print the command instead of running it
 #
@@ -20,7 +23,11 @@ fi
 NPROC=${NPROC:-${SLURM_GPUS_ON_NODE:-$("$python" -c "import torch; print(max(1, torch.accelerator.device_count()))")}}
 torchrun=("$python" -m torch.distributed.run --nproc_per_node="$NPROC" --max_restarts="${MAX_RESTARTS:-0}")
 if [ -z "${SLURM_JOB_ID:-}" ]; then
-    exec "${torchrun[@]}" --standalone "$@"
+    if [ "${NNODES:-1}" = 1 ]; then
+        exec "${torchrun[@]}" --standalone "$@"
+    fi
+    exec "${torchrun[@]}" --nnodes="$NNODES" --node_rank="${NODE_RANK:?this machine, from 0 on}" \
+        --master_addr="${MASTER_ADDR:?the address of machine 0}" --master_port="${MASTER_PORT:-29500}" "$@"
 fi
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

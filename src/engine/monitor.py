@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from ..clock import Clock
 from ..errors import UserError
 from ..parallel import collectives
 from .log_files import Lines, Points
+from .tracking import Tracker
 
 T = TypeVar("T")
 
@@ -54,12 +55,19 @@ class Monitor:
         folder: the run's; None writes no files.
         tensorboard: also write event files.
         bar: show a progress bar; by default on a terminal only.
+        tracker: makes what else gets the numbers, of the function that says what goes wrong.
     """
 
-    def __init__(self, folder: str | Path | None, tensorboard: bool = False, bar: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None,
+        tensorboard: bool = False,
+        bar: bool | None = None,
+        tracker: Callable[[Callable[[str], None]], Tracker] | None = None,
+    ) -> None:
         self._file: Lines | None = None
         self._json: Lines | None = None
-        self._points: Points | None = None
+        self._trackers: list[Tracker] = []
         self._bar: tqdm[Any] | None = None
         self._show_bar = sys.stderr.isatty() if bar is None else bar
         self._started = time.monotonic()
@@ -70,7 +78,9 @@ class Monitor:
         self._file = Lines(Path(folder) / "train.log", self._complain)
         self._json = Lines(Path(folder) / "log.jsonl", self._complain)
         if tensorboard:
-            self._points = Points(Path(folder) / "tensorboard", self._complain)
+            self._trackers.append(Points(Path(folder) / "tensorboard", self._complain))
+        if tracker is not None:
+            self._trackers.append(tracker(self._complain))
 
     # --- words
 
@@ -101,15 +111,18 @@ class Monitor:
     # --- numbers
 
     def record(self, clock: Clock, kind: str, values: Mapping[str, float]) -> None:
-        """One JSON line and one TensorBoard point for each value. Values that are not finite become null."""
+        """One JSON line, and one point for each value in TensorBoard and other trackers.
+
+        In JSON values that are not finite become null.
+        """
         if not collectives.is_main():
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         if self._json is not None:
             line = {"kind": kind, "epoch": clock.epoch, "step": clock.step, **finite}
             self._json.write(json.dumps(line))
-        if self._points is not None:
-            self._points.write({f"{kind}/{name}": value for name, value in values.items()}, clock.step)
+        for tracker in self._trackers:
+            tracker.write({f"{kind}/{name}": value for name, value in values.items()}, clock.step)
 
     def has_recorded(self, clock: Clock, kind: str) -> bool:
         """Whether the main rank's log has a record of this kind for this step; on every rank."""
@@ -149,10 +162,11 @@ class Monitor:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        for file in (self._file, self._json, self._points):
+        for file in (self._file, self._json, *self._trackers):
             if file is not None:
                 file.close()
-        self._file = self._json = self._points = None
+        self._file = self._json = None
+        self._trackers = []
 
 
 def read_log(path: str | Path, kind: str) -> list[dict[str, Any]]:

@@ -169,6 +169,8 @@ def data_of(dataset: str, num_classes: int) -> str:
     """What the papers call the data of an evaluation; "" for data that no paper has."""
     if dataset in ("cifar10", "cifar100", "stl10", "tiny_in"):
         return dataset
+    if dataset == "in100":
+        return "imagenet100"
     return {1000: "imagenet", 100: "imagenet100"}.get(num_classes, "")
 
 

@@ -5,6 +5,7 @@ K = prototypes, L = rows of the queue of this rank.
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -44,6 +45,9 @@ class SwAVSettings:
     sinkhorn_iterations: int = setting(
         3, "Sinkhorn's iterations: more make slightly worse results, fewer may diverge", at_least=1, at_most=10_000
     )
+    hard_assignment: bool = setting(
+        False, "an image is assigned to its first prototype alone: one of the authors' remedies for a collapse"
+    )
     queue_length: int = setting(
         0, "length of the queue over all processes; 3840 with a batch of 256", at_least=0, at_most=1e9
     )
@@ -66,6 +70,7 @@ class SwAV(PrototypeMethod):
     Args:
         backbone, options: see :class:`PrototypeMethod`; several heads have their losses averaged.
         epsilon, sinkhorn_iterations: of the assignments.
+        hard_assignment: to one prototype, the one that Sinkhorn puts first.
         queue_rows: L, rows of the queue of this rank, for each assigned crop; 0 = no queue.
         epoch_queue_starts: the queue is filled from this epoch on, and used once it is full.
     """
@@ -79,6 +84,7 @@ class SwAV(PrototypeMethod):
         *,
         epsilon: float = 0.05,
         sinkhorn_iterations: int = 3,
+        hard_assignment: bool = False,
         queue_rows: int = 0,
         epoch_queue_starts: int = 15,
         **options: Any,
@@ -86,6 +92,7 @@ class SwAV(PrototypeMethod):
         super().__init__(backbone, **options)
         self.epsilon = epsilon
         self.sinkhorn_iterations = sinkhorn_iterations
+        self.hard_assignment = hard_assignment
         self.epoch_queue_starts = epoch_queue_starts
         heads = self.prototypes.heads()
         queue = torch.zeros(len(self.crops_for_assign), queue_rows, heads[0].in_features)
@@ -109,6 +116,7 @@ class SwAV(PrototypeMethod):
             **options,
             epsilon=own.epsilon,
             sinkhorn_iterations=own.sinkhorn_iterations,
+            hard_assignment=own.hard_assignment,
             queue_rows=own.queue_rows(scale),
             epoch_queue_starts=own.epoch_queue_starts,
             **more,
@@ -147,7 +155,10 @@ class SwAV(PrototypeMethod):
         num_images = scores.shape[1]
         if self.queue_is_full:
             scores = torch.cat([head(self.queue), scores], dim=1)
-        return sinkhorn(scores, self.epsilon, self.sinkhorn_iterations)[:, -num_images:]
+        soft = sinkhorn(scores, self.epsilon, self.sinkhorn_iterations)[:, -num_images:]
+        if not self.hard_assignment:
+            return soft
+        return torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
 
     # ------------------------------------------------------------------------------------------------ the queue
 
@@ -188,6 +199,8 @@ class SwAV(PrototypeMethod):
         outputs["prototypes_in_use"] = used.float().mean()
         outputs["feature_std"] = feature_std(embeddings)
         outputs["rankme"] = rankme(embeddings)
+        if self.queue.shape[1]:
+            outputs["queue_in_use"] = outputs["loss"].new_full((), float(self.queue_is_full))
         self.prototypes_used.zero_()
 
     def health_checks(self) -> list[Check]:
@@ -206,6 +219,32 @@ class SwAV(PrototypeMethod):
 
         advice = (
             "Remedies of the authors: a lower --epsilon (0.03); a longer --freeze_prototypes_niters; "
-            "no batch norm in the head (--head_bn false); fewer or softer crops; another learning rate."
+            "--hard_assignment true; no batch norm in the head (--head_bn false); fewer or softer crops; another "
+            "learning rate."
         )
-        return [Check("collapse", stuck, verdict, advice)]
+        checks = [Check("collapse", stuck, verdict, advice)]
+        return [*checks, queue_check()] if self.queue.shape[1] else checks
+
+
+def queue_check() -> Check:
+    """Whether the loss is lower with the queue than it was without (Caron et al.'s README, "common issues").
+
+    A run that is continued with a full queue knows no loss from before, and is not judged.
+    """
+    before: deque[float] = deque(maxlen=5)
+
+    def usual() -> float:
+        return sum(before) / len(before)
+
+    def worse(values: Mapping[str, float]) -> bool:
+        if not values["queue_in_use"]:
+            before.append(values["loss"])
+            return False
+        return bool(before) and values["loss"] > usual()
+
+    def verdict(values: Mapping[str, float]) -> str:
+        return f"QUEUE: the loss is {values['loss']:.3f} with the queue, and was {usual():.3f} without it."
+
+    return Check(
+        "queue", worse, verdict, "The authors advise a smaller --queue_length or a later --epoch_queue_starts."
+    )

@@ -23,7 +23,6 @@ PUBLISHED = (
 )
 # Flags of theirs that are no part of a training here -> what is
 ELSEWHERE = {
-    "wandb": "logs are train.log, log.jsonl and TensorBoard's",
     "eval_every_drop": "--knn_freq holds to the end",
     "clf": "that is eval_linear.py --protocol small, eval_knn.py --rule majority, or eval_linear.py --optimizer lbfgs",
     "fname": "evaluations are eval_*.py --pretrained FILE",

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from ..engine.judging import Evaluation
 from ..engine.loop import Schedule, Training
 from ..engine.method import Method
 from ..engine.monitor import Monitor
+from ..engine.tracking import Tracker, WeightsAndBiases
 from ..evaluation.knn import KNNEvaluation
 from ..settings import flat
 from .memory import say_memory
@@ -68,6 +71,18 @@ def store_of(settings: PretrainingSettings, became: Mapping[str, Any], backbone_
         options.accept_changes,
         backbone_file,
     )
+
+
+def tracker_of(
+    settings: PretrainingSettings, became: Mapping[str, Any]
+) -> Callable[[Callable[[str], None]], Tracker] | None:
+    """What makes the run's record elsewhere; None without one."""
+    options = settings.run
+    if not options.wandb or options.dry_run:
+        return None
+    folder = Path(options.dump_path)
+    name = options.env_name or folder.absolute().name
+    return partial(WeightsAndBiases, folder, options.wandb, name, {**flat(settings), **became})
 
 
 def read_schedules(schedules: Mapping[str, Schedule], clock: Clock) -> None:
@@ -134,7 +149,7 @@ def train(
     settings, became = run.settings, {**run.derived(), **(derived or {}), "train_images": images}
     evaluations = [*online_knn(run, method), *evaluations]
     options, folder = settings.run, settings.run.dump_path
-    with alone_in(folder), Monitor(folder, options.tensorboard) as monitor:
+    with alone_in(folder), Monitor(folder, options.tensorboard, tracker=tracker_of(settings, became)) as monitor:
         monitor.say(run.call.command)
         if options.env_name:
             monitor.say(f"run        {options.env_name}")

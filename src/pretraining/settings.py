@@ -41,7 +41,12 @@ class RunSettings:
         "with other settings is refused",
         empty=True,
     )
-    env_name: str = setting("", "name of the run; shown in its first lines")
+    env_name: str = setting("", "name of the run; shown in its first lines and with --wandb")
+    wandb: str = setting(
+        "",
+        "also record the run at Weights & Biases, in the project of this name (pip install wandb); with "
+        "WANDB_MODE=offline in the run's folder",
+    )
     seed: int = setting(31, "seed of the initial weights and of every draw", at_least=0, at_most=2**32 - 1)
     checkpoint_freq: int = setting(25, "keep a checkpoint every so many epochs", at_least=1, at_most=1e9)
     keep_last: int = setting(2, "number of newest checkpoints that are kept besides", at_least=1, at_most=1e9)

@@ -203,7 +203,7 @@ def test_the_flags_of_intls_programs_have_their_meaning_or_their_line(module, ca
     settings = flat(module.SCRIPT.parse(line.split()).settings)
     assert (settings["data_path"], settings["knn_freq"], settings["knn_k"]) == ("/in/", 3, 7)
     said = capsys.readouterr().err
-    for flag in ("wandb", "eval_every_drop", "clf", "fname", "eval_head", "bs_eval", "lr_eval", "wd_eval"):
+    for flag in ("eval_every_drop", "clf", "fname", "eval_head", "bs_eval", "lr_eval", "wd_eval"):
         assert f"--{flag} has no effect any more: " in said
 
 

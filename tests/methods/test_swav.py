@@ -224,7 +224,30 @@ def test_two_ranks_equal_one_process_on_the_whole_batch():
             np.testing.assert_allclose(rank_weights[name], weight, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+def test_hard_assignment_puts_each_image_to_the_first_of_its_soft_ones():
+    soft, hard = make(), make(hard_assignment=True)
+    hard.load_state_dict(soft.state_dict())
+    scores = torch.randn(3, 4, 7)
+    codes, ones = (method._assign(scores, method.prototypes) for method in (soft, hard))
+    assert torch.equal(ones.argmax(dim=-1), codes.argmax(dim=-1))
+    assert torch.equal(ones, torch.nn.functional.one_hot(codes.argmax(dim=-1), 7).float())
+    assert codes.max() < 1
+
+
 # ---------------------------------------------------------------------------------------------------- health
+
+
+@pytest.mark.parametrize(("losses", "failures"), [
+    ([(3.0, 0), (2.0, 0), (1.9, 1), (1.8, 1)], []),  # it falls
+    ([(3.0, 0), (2.0, 0), (2.7, 1), (2.8, 1), (1.5, 1)], [2, 3]),  # 2.5 was usual
+    ([(3.0, 1), (4.0, 1)], []),  # nothing is known from before
+    ([(9.0, 0), *[(2.0, 0)] * 5, (2.1, 1)], [6]),  # the newest five count
+])  # fmt: skip
+def test_a_loss_that_the_queue_raises_fails_the_check(losses, failures):
+    check = make(queue_rows=8).health_checks()[1]
+    found = [check.failed({"loss": loss, "queue_in_use": used}) for loss, used in losses]
+    assert [number for number, failed in enumerate(found) if failed] == failures
+    assert len(make().health_checks()) == 1  # without a queue
 
 
 def test_health_values_appear_on_logging_steps_only():

@@ -71,6 +71,8 @@ ELSEWHERE = {
     "resume": "tests/checkpoints",
     "ranks": "tests/scripts/test_bad_input.py and test_recipes.py; refused with other numbers of processes",
     "env_name": "shown only",
+    "dry_run": "tests/engine/test_footprint.py",
+    "wandb": "tests/engine/test_tracking.py",
     "shuffle_window": "tests/data/test_remote_shards.py; of shards",
     "shard": "tests/parallel/test_sharding.py; refused without processes",
 }

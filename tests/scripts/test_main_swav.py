@@ -270,3 +270,20 @@ def test_compiled_and_accumulated_runs_train(patches, tmp_path):
         assert read_run(tmp_path / name / "checkpoint.pth.tar")["epoch"] == 1
         if name == "accumulate":
             assert "--accumulate 2 is --virtual_ranks 2 now" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_queue_that_raises_the_loss_is_named_with_the_authors_advice(patches, tmp_path):
+    """Small batches have an easy assignment until the queue joins them."""
+    result = run(*command(
+        patches, tmp_path, "--batch_size", 4, "--workers", 0, "--queue_length", 96, "--epochs", 12,
+        "--epoch_queue_starts", 8, "--base_lr", 0.1, "--epsilon", 0.02, "--nmb_prototypes", 6, "--log_every", 3,
+    ))  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    said = result.stdout + result.stderr
+    assert re.search(
+        r"QUEUE: the loss is [\d.]+ with the queue, and was [\d.]+ without it\. The authors advise a smaller", said
+    )
+    first = min(json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
+                if json.loads(line).get("queue_in_use"))  # fmt: skip
+    assert first > 8 * 24  # 24 steps an epoch: it is filled first
