@@ -22,7 +22,7 @@ from src.evaluation.features import Features, extract_features
 from src.evaluation.reported import reported_line
 from src.evaluation.subject import EvaluationSettings, Subject, open_subject, open_weights
 from src.parallel import collectives, launch
-from src.plots import cluster_mosaic, confusion_matrix
+from src.plots_of_classes import Predicted, cluster_mosaic, confusion_matrix, top_predictions
 from src.settings import setting
 
 import torch
@@ -46,6 +46,10 @@ class ClassSettings:
     )
     batch_size: int = setting(256, "number of images of each process in a batch", at_least=1, at_most=1e7)
     mosaic: int = setting(12, "number of clusters shown in clusters.png", at_least=0, at_most=1e6)
+    top: int = setting(
+        3, "number of most probable classes that top.png shows of some images of each class, where a head makes the "
+        "classes; 0: no picture", at_least=0, at_most=100,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights.family, "clusters", weights.spec.arch, weights.settings, subject.num_classes, settings.data.dataset
         )
         report(judged.dump_path, settings.data.data_path, subject, how, found, own.mosaic, paper)
+        if head is not None and own.top:
+            picture = Path(judged.dump_path) / "top.png"
+            top_predictions(predicted_of(subject, found, own.top), picture)
+            print(f"the {own.top} most probable classes of some images: {picture}")
     call.tell_unread()
     collectives.barrier()
     return 0
@@ -197,6 +205,29 @@ def mosaic_of(
         top = images_N[members[confidence_N[members].argsort(descending=True)[:columns]]].tolist()
         name = subject.test.classes[classes_K[k]] if classes_K[k] >= 0 else "no class"
         shown.append((f"{k}: {name} ({len(members)})", [thumbnail(subject, n) for n in top]))
+    return shown
+
+
+def predicted_of(
+    subject: Subject, found: Features, top: int, rows: int = 12, columns: int = 6
+) -> list[list[Predicted]]:
+    """Evenly spread images of evenly spread classes, each with its most probable clusters, by the names of classes."""
+    probability_NK, labels_N, images_N = found.features.cpu(), found.labels.cpu(), found.indices.cpu()
+    classes_K = match(contingency(probability_NK.argmax(dim=1), labels_N))  # up to the last one in use
+    classes_K = F.pad(classes_K, (0, probability_NK.shape[1] - len(classes_K)), value=-1)
+    names_K = [subject.test.classes[c] if c >= 0 else "no class" for c in classes_K.tolist()]
+    present = labels_N.unique()
+    chosen = present[torch.linspace(0, len(present) - 1, min(rows, len(present))).round().long()]
+    shown = []
+    for label in chosen.tolist():
+        members = (labels_N == label).nonzero().flatten()
+        places = members[torch.linspace(0, len(members) - 1, min(columns, len(members))).round().long()]
+        row = []
+        for place in places.tolist():
+            best = probability_NK[place].topk(min(top, probability_NK.shape[1]))
+            best_classes = [(names_K[k], p) for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+            row.append(Predicted(thumbnail(subject, int(images_N[place])), subject.test.classes[label], best_classes))
+        shown.append(row)
     return shown
 
 

@@ -18,18 +18,18 @@ from torch import Tensor
 from .errors import UserError
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
-def _text(name: str) -> str:
+def as_text(name: str) -> str:
     """A name as matplotlib can draw it, whatever it holds: no formulas, no bytes that are no letters."""
     return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
-def _shown(image: Tensor) -> np.ndarray:
+def shown(image: Tensor) -> np.ndarray:
     """(C, h, w) -> (h, w, 3): RGB as it is, and otherwise the channels' mean in grey."""
     if len(image) != 3:
         image = image.float().mean(dim=0, keepdim=True).to(image.dtype).expand(3, -1, -1)
@@ -57,13 +57,13 @@ def crops_mosaic(crops: Sequence[Tensor], path: str | Path, num_images: int = 8)
         for row in range(rows):
             axis = axes[row][column]
             side = sizes[column]
-            axis.imshow(_shown(crop[row]), extent=(margin, margin + side, margin + side, margin))
+            axis.imshow(shown(crop[row]), extent=(margin, margin + side, margin + side, margin))
             axis.set_xlim(0, max(sizes))
             axis.set_ylim(max(sizes), 0)
             axis.axis("off")
         axes[0][column].set_title(f"{sizes[column]} px", fontsize=8)
     figure.subplots_adjust(wspace=0.04, hspace=0.04)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def montage_figure(
@@ -115,7 +115,7 @@ def montage_figure(
     for axis in axes.flat:
         axis.axis("off")
     figure.subplots_adjust(wspace=0.06, hspace=0.16)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def training_curves(
@@ -151,7 +151,7 @@ def training_curves(
     right.set(xlabel="step", ylabel="top-1 (%)", title="online kNN accuracy")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def comparison(
@@ -187,7 +187,7 @@ def comparison(
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 PLANES = ("tsne", "umap", "pca")
@@ -240,7 +240,7 @@ def embedding_map(
     for label, name in enumerate(classes):
         x, y = points[targets == label].T
         marker = markers[label % len(markers)]
-        axis.scatter(x, y, s=11, color=colours[label], marker=marker, label=" " + _text(name), linewidths=0)
+        axis.scatter(x, y, s=11, color=colours[label], marker=marker, label=" " + as_text(name), linewidths=0)
     axis.set(title=title, xticks=[], yticks=[])
     axis.legend(
         fontsize=7,
@@ -250,42 +250,7 @@ def embedding_map(
         frameon=False,
         markerscale=1.6,
     )
-    _save(figure, path)
-
-
-def cluster_mosaic(rows: Sequence[tuple[str, Sequence[Tensor]]], path: str | Path) -> None:
-    """One row of images, (3, s, s) uint8, for each cluster, with its title on the left."""
-    columns = max(len(images) for _, images in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.1 * columns + 1.6, 1.1 * len(rows)), squeeze=False)
-    for axis_row, (title, images) in zip(axes, rows, strict=True):
-        for axis in axis_row:
-            axis.axis("off")
-        for axis, image in zip(axis_row, images, strict=False):
-            axis.imshow(_shown(image))
-        axis_row[0].text(-0.1, 0.5, _text(title), ha="right", va="center", fontsize=8, transform=axis_row[0].transAxes)
-    figure.subplots_adjust(wspace=0.04, hspace=0.04)
-    _save(figure, path)
-
-
-def confusion_matrix(counts: Tensor, classes: Sequence[str], path: str | Path) -> None:
-    """Shares of each true class (row) put into each class and, in the last column, into none.
-
-    Args:
-        counts: (C, C + 1) images.
-        classes: C names; written beside the rows where there are at most 60.
-        path: of the PNG.
-    """
-    shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    side = min(12.0, 3.0 + 0.2 * len(classes))
-    figure, axis = plt.subplots(figsize=(side + 1, side))
-    image = axis.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    figure.colorbar(image, ax=axis, fraction=0.045, label="share of the true class")
-    if len(classes) <= 60:
-        classes = [_text(name) for name in classes]
-        axis.set_xticks(range(len(classes) + 1), [*classes, "none"], rotation=90, fontsize=7)
-        axis.set_yticks(range(len(classes)), classes, fontsize=7)
-    axis.set(xlabel="class of the cluster", ylabel="true class")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def information_plane(records: Sequence[dict[str, Any]], path: str | Path) -> None:
@@ -303,7 +268,7 @@ def information_plane(records: Sequence[dict[str, Any]], path: str | Path) -> No
     figure.colorbar(points, ax=axis, label="step")
     axis.set(xlabel="I(X; T) in bits", ylabel="I(T; Y) in bits", title="information plane of the classifier")
     axis.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def spectrum_curves(curves: Mapping[str, Tensor], path: str | Path) -> None:
@@ -316,4 +281,4 @@ def spectrum_curves(curves: Mapping[str, Tensor], path: str | Path) -> None:
     axis.set(xlabel="eigenvalue", ylabel="share of the variance", yscale="log", title="spectrum of the embeddings")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -133,7 +133,7 @@ def _without_the_world(
         found["sync_bn"].append(group_size)
         return module
 
-    def monitor(*arguments: Any) -> Any:
+    def monitor(*arguments: Any, **options: Any) -> Any:
         found["monitor"] = arguments
         return mock.MagicMock()
 

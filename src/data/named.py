@@ -4,12 +4,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
 from .decoding import Decoding
 from .labels import UNLABELLED
 from ..errors import UserError
+
+class Flowers102(torch.utils.data.ConcatDataset[Any]):
+    """Oxford's flowers: what is trained on is the set's own training and validation images, as transfers have it."""
+
+    def __init__(self, root: str, download: bool, splits: Sequence[str]) -> None:
+        parts = [torchvision_datasets.Flowers102(root, split=split, download=download) for split in splits]
+        super().__init__(parts)
+        self.targets = [label for part in parts for label in part._labels]
+        self.classes = [str(number) for number in range(102)]
+
+
+class OxfordPets(torchvision_datasets.OxfordIIITPet):  # type: ignore[misc]
+    """Oxford-IIIT's pets, with their 37 breeds."""
+
+    @property
+    def targets(self) -> list[int]:
+        return self._labels
+
 
 # Splits: `pretrain` is everything one may train on without labels.
 TORCHVISION_SETS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
@@ -28,6 +47,18 @@ TORCHVISION_SETS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
     "svhn": (
         torchvision_datasets.SVHN,
         {"pretrain": {"split": "train"}, "train": {"split": "train"}, "test": {"split": "test"}},
+    ),
+    "flowers102": (
+        Flowers102,
+        {
+            "pretrain": {"splits": ("train", "val")},
+            "train": {"splits": ("train", "val")},
+            "test": {"splits": ("test",)},
+        },
+    ),
+    "oxford_pets": (
+        OxfordPets,
+        {"pretrain": {"split": "trainval"}, "train": {"split": "trainval"}, "test": {"split": "test"}},
     ),
 }
 

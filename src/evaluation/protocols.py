@@ -149,7 +149,13 @@ SEMISUP = {
     ),
     # frozen in spite of its name; the data folder is the share of the labels
     "moco": Protocol("DisCo's main_lincls_semi.py", lr=30.0, scheduler_type="step", gamma=0.5),
-}
+    # W2SSL names MoCo-v3's transfer and no values for a ResNet; these are usual ones
+    "transfer": Protocol(
+        "fine-tuning on small sets, as MoCo-v3 transfers", lr=0.01, lr_backbone=0.01, epochs=100, batch_size=128,
+        weights="finetune", bicubic=True, sync_bn=True,
+    ),
+}  # fmt: skip
+TRANSFERS = ("cifar10", "cifar100", "flowers102", "oxford_pets")
 
 # The families of src/layouts.py and the methods of our runs -> how their papers judge them
 OF_FAMILY = {
@@ -200,6 +206,8 @@ def choose(
         return "small", "small data in those papers"
     if "cifar" in table and dataset in ("cifar10", "cifar100") and OF_FAMILY.get(family) == "moco":
         return "cifar", "DisCo's transfer to CIFAR"
+    if "transfer" in table and dataset in TRANSFERS and OF_FAMILY.get(family) == "w2ssl":
+        return "transfer", "W2SSL's transfer to small sets"
     if OF_FAMILY.get(family) in table:
         return OF_FAMILY[family], "that of the weights' paper"
     for name, tell_tale in (
