@@ -115,7 +115,7 @@ def row(recipe: str) -> str:
 
 def cell(lines: str) -> str:
     """``8 parts of 512: 64.6 GB``."""
-    needed = re.search(r"memory     about ([\d.]+ GB)", lines)
+    needed = re.search(r"memory     about ([\d.]+ [GM]B)", lines)
     batch = re.search(r"batch      (\d+) x \d+ processes(?: x (\d+) virtual ranks)?", lines)
     together = re.search(r"\((\d+) ranks together\)", lines)
     assert needed, lines

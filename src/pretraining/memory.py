@@ -50,10 +50,10 @@ def say_memory(run: Pretraining[S], method: Method, optimizer: torch.optim.Optim
         if needed.bytes > there:
             fitting = [f"{of_ranks(run, *choice)} would fit" for choice in smaller if choice[1].bytes <= there]
             advice = fitting[0] if fitting else "--checkpoint_activations needs less, and more processes"
-            monitor.warn(f"this device has {gigabytes(there)}: {advice}")
+            monitor.warn(f"this device has {in_bytes(there)}: {advice}")
     if dry:
         for choice in smaller:
-            monitor.say(f"           {of_ranks(run, *choice)} would need {gigabytes(choice[1].bytes)}")
+            monitor.say(f"           {of_ranks(run, *choice)} would need {in_bytes(choice[1].bytes)}")
         if needed.is_all_together:
             monitor.say("           batch norms take all ranks together, so smaller ranks would need as much")
 
@@ -72,16 +72,18 @@ def in_words(needed: Footprint) -> str:
         "optimizer": needed.optimizer,
         f"images{played}": needed.images * needed.ranks,
     }
-    said = [f"{name} {gigabytes(size)}" for name, size in parts.items() if size]
-    passes = f"passes{shared} {gigabytes(needed.of_passes)}"
+    said = [f"{name} {in_bytes(size)}" for name, size in parts.items() if size]
+    passes = f"passes{shared} {in_bytes(needed.of_passes)}"
     if needed.of_losses:
-        passes = f"the larger of losses {gigabytes(needed.of_losses)} and {passes}"
-    return f"about {gigabytes(needed.bytes)} for each process: {', '.join([*said, passes])}"
+        passes = f"the larger of losses {in_bytes(needed.of_losses)} and {passes}"
+    return f"about {in_bytes(needed.bytes)} for each process: {', '.join([*said, passes])}"
 
 
-def gigabytes(size: float) -> str:
-    """``12.3 GB``; two digits of small ones."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e9:.2g} GB"
+def in_bytes(size: float) -> str:
+    """``12.3 GB``, ``114 MB`` or ``7 kB``."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def batch_of_shapes(run: Pretraining[S]) -> Batch:

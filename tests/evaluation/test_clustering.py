@@ -166,7 +166,8 @@ def test_eval_cluster(checkpoint, patches, tmp_path, extra):
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
     assert len(lines) == 33
     assert lines[0] == "image,cluster,class,true class"
-    for name in ("clusters.png", "confusion.png"):
+    assert (tmp_path / "top.png").exists() == ("--kmeans" not in extra)
+    for name in ("clusters.png", "confusion.png", *(["top.png"] if "--kmeans" not in extra else [])):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 100
 

@@ -132,3 +132,31 @@ def test_four_ranks_go_on_as_two_and_say_what_changes(patches, tmp_path):
     assert second.returncode == 0, second.stderr
     assert "resuming on 2 ranks with 16 images a step what ran on 4 with 16" in second.stderr
     assert re.search(r"epoch 4/4", second.stdout)
+
+
+def launched(*words, **environ):
+    """What launch.sh would have started, with a stand-in for Python that shows its words."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    return subprocess.run(
+        ["bash", "scripts/launch.sh", *words], cwd=ROOT, env={**clean, **environ}, capture_output=True, text=True
+    )
+
+
+def test_machines_without_slurm_meet_at_the_first_one():
+    answer = launched("main_swav.py", PYTHON="/bin/echo", NPROC="2", NNODES="3", NODE_RANK="1", MASTER_ADDR="10.0.0.1")
+    assert answer.stdout.split() == [
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--max_restarts=0", "--nnodes=3", "--node_rank=1",
+        "--master_addr=10.0.0.1", "--master_port=29500", "main_swav.py",
+    ]  # fmt: skip
+    for missing in ("NODE_RANK", "MASTER_ADDR"):
+        environ = {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "NNODES": "2", "NPROC": "2", "PYTHON": "/bin/echo"}
+        del environ[missing]
+        answer = launched("main_swav.py", **environ)
+        assert answer.returncode
+        assert missing in answer.stderr
+
+
+def test_a_machine_without_gpus_starts_one_process():
+    answer = launched("main_swav.py", "--help", PYTHON=sys.executable, PATH="/usr/bin:/bin")
+    assert answer.returncode == 0, answer.stderr
+    assert "--queue_length" in answer.stdout
