@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = found._replace(features=by_kmeans(found.features, own.kmeans, own.normalize, judged.seed))
     if world.is_main:
         paper = reported_line(
-            weights.family, "clusters", weights.spec.arch, weights.settings, subject.num_classes, settings.data.dataset
+            weights.family, "clusters", weights.network, weights.settings, subject.num_classes, settings.data.dataset
         )
         report(judged.dump_path, settings.data.data_path, subject, how, found, own.mosaic, paper)
         if head is not None and own.top:

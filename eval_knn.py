@@ -106,10 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{description}; {train.used} training and {test.used} test images")
         for k, result in results.items():
             print(f"{k:>5} nearest neighbours: top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %")
-        paper = reported_line(
-            weights.family, "5-nn", weights.spec.arch, weights.settings, subject.num_classes, data.dataset
-        )
-        print(paper)
+        paper = ""
+        if own.rule == "majority" and 5 in own.k and not own.raw_pixels:  # that of the papers' tables
+            paper = reported_line(
+                weights.family, "5-nn", weights.network, weights.settings, subject.num_classes, data.dataset
+            )
+            print(paper)
         content = {
             "paper": paper,
             "what": description,

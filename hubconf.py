@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torchvision
 
-dependencies = ["torch", "torchvision", "timm", "numpy", "tqdm"]
+dependencies = ["torch", "torchvision", "timm", "numpy", "tqdm", "filelock", "fsspec", "aiohttp"]
 
 
 def _part(name: str) -> Any:

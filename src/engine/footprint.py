@@ -1,8 +1,10 @@
 """What memory a step needs, found by making one with tensors that have sizes and no numbers."""
 
 import contextlib
+import copy
 import functools
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..clock import Clock
 from ..data.loading import Batch
 from ..parallel import collectives, virtual
-from ..parallel.sync_bn import ranks_in_one_batch
+from ..parallel.sync_bn import of_all_ranks, ranks_in_one_batch
 from ..randomness import random_state, set_random_state
 from .method import Method
 
@@ -33,6 +35,7 @@ class Footprint:
         ranks: how many the process plays.
         images: of a batch, of which each of its ranks holds one during a step.
         together: ranks whose images go through the networks as one part, as their batch norms are synchronised.
+        all_together: whether these are all ranks, however many there are.
         part: the most that a part's passes, forwards and back, need at a time.
         features: what each rank keeps until the last part has passed: networks' outputs and their gradients.
         losses: what each rank keeps from its passes to the end of all losses.
@@ -47,6 +50,7 @@ class Footprint:
     images: int
     together: int
     part: int
+    all_together: bool = False
     features: int = 0
     losses: int = 0
     shared: int = 0
@@ -69,15 +73,10 @@ class Footprint:
     def with_smaller_ranks(self, times: int) -> "Footprint":
         """The same images of a step, played by so many times as many ranks with as many fewer images each.
 
-        Not where batch norms take all ranks together.
+        Not where batch norms take all ranks together, and not of a single rank, whose passes are made otherwise.
         """
         smaller = {name: getattr(self, name) // times for name in ("images", "part", "features", "losses", "aside")}
         return replace(self, ranks=self.ranks * times, **smaller)
-
-    @property
-    def is_all_together(self) -> bool:
-        """Whether the images of all ranks go through the networks as one part, however many ranks they belong to."""
-        return self.together == self.ranks > 1
 
 
 def footprint(
@@ -114,6 +113,7 @@ def footprint(
         optimizer=trained * _values_of_a_weight(optimizer),
         ranks=ranks,
         together=1 if once else ranks_in_one_batch(method),
+        all_together=not once and of_all_ranks(method),
         **measured,
     )
 
@@ -227,26 +227,39 @@ class _Step:
 def _as_it_was(method: Method) -> Iterator[None]:
     """Brings back afterwards what a method and its modules have as attributes, parameters and buffers."""
     modules = [one for network in (method, *_teachers_of(method)) for one in network.modules()]
-    kept = [(one, dict(one.__dict__), dict(one._parameters), dict(one._buffers)) for one in modules]
-    for module, _, _, buffers in kept:
+    kept = [(one, dict(one.__dict__), _contents_of(one)) for one in modules]
+    for module in modules:
         # calls that torch compiles, or shares out over processes, are made as they are written
         module._compiled_call_impl = None
         if isinstance(module, nn.SyncBatchNorm):
             module.forward = functools.partial(_BatchNorm.forward, module)  # type: ignore[method-assign]
-        for name, buffer in buffers.items():
+        for name, buffer in list(module._buffers.items()):
             if buffer is not None and buffer.numel() == 1:  # torch computes with single numbers, to know them later
                 module._buffers[name] = buffer.clone()
     try:
         yield
     finally:
-        for module, attributes, parameters, buffers in kept:
+        for module, attributes, contents in kept:
             module.__dict__.clear()
             module.__dict__.update(attributes)
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-            for parameter in parameters.values():
-                if parameter is not None:
-                    parameter.grad = None
+            for container, content in contents:
+                _refill(container, content)
+            for parameter in module.parameters(recurse=False):
+                parameter.grad = None
+
+
+def _contents_of(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The containers among a module's attributes, parameters and buffers among them, and what is in each."""
+    kinds = (list, dict, set, deque)
+    return [(value, copy.copy(value)) for value in module.__dict__.values() if isinstance(value, kinds)]
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(content)
+    else:
+        container.extend(content)
 
 
 def _teachers_of(method: Method) -> list[nn.Module]:

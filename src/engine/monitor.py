@@ -55,16 +55,9 @@ class Monitor:
         folder: the run's; None writes no files.
         tensorboard: also write event files.
         bar: show a progress bar; by default on a terminal only.
-        tracker: makes what else gets the numbers, of the function that says what goes wrong.
     """
 
-    def __init__(
-        self,
-        folder: str | Path | None,
-        tensorboard: bool = False,
-        bar: bool | None = None,
-        tracker: Callable[[Callable[[str], None]], Tracker] | None = None,
-    ) -> None:
+    def __init__(self, folder: str | Path | None, tensorboard: bool = False, bar: bool | None = None) -> None:
         self._file: Lines | None = None
         self._json: Lines | None = None
         self._trackers: list[Tracker] = []
@@ -79,8 +72,14 @@ class Monitor:
         self._json = Lines(Path(folder) / "log.jsonl", self._complain)
         if tensorboard:
             self._trackers.append(Points(Path(folder) / "tensorboard", self._complain))
-        if tracker is not None:
-            self._trackers.append(tracker(self._complain))
+
+    def add(self, make: Callable[[Callable[[str], None]], Tracker]) -> None:
+        """Hands all numbers from here on to another tracker, too, on the main rank.
+
+        It is made by ``make``, of the function that says what goes wrong.
+        """
+        if collectives.is_main():
+            self._trackers.append(make(self._complain))
 
     # --- words
 

@@ -44,8 +44,9 @@ class WeightsAndBiases:
         file = folder / "wandb.id"
         known = file.read_text().strip() if file.exists() else ""
         os.environ.setdefault("WANDB_SILENT", "true")
+        self._run: Any = None
         try:
-            self._run: Any = wandb.init(
+            self._run = wandb.init(
                 project=project,
                 name=name,
                 id=known or None,
@@ -56,11 +57,18 @@ class WeightsAndBiases:
             )
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
-        except Exception as error:  # it raises what its own parts raise
+        except wandb.errors.UsageError as error:  # nobody is logged in
             raise UserError(
                 f"--wandb: {first_line(error)} (`wandb login`; or WANDB_MODE=offline, for a record in the run's folder)"
             ) from None
+        except Exception as error:  # such as a network that is down
+            self._fail(error)
+            return
         write_atomically(file, lambda out: out.write(self._run.id.encode()))
+
+    def _fail(self, error: Exception) -> None:
+        self._complain(f"Weights & Biases: {first_line(error)}; the run goes on without it")
+        self._run = None
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         if self._run is None:
@@ -68,8 +76,7 @@ class WeightsAndBiases:
         try:
             self._run.log({"step": step, **values})
         except Exception as error:
-            self._complain(f"Weights & Biases: {first_line(error)}; the run goes on without it")
-            self._run = None
+            self._fail(error)
 
     def close(self) -> None:
         if self._run is not None:

@@ -22,6 +22,7 @@ from ..engine.monitor import Monitor
 from ..engine.precision import choose_precision
 from ..engine.seeding import seed_everything
 from ..errors import UserError
+from ..models import zoo
 from ..models.pretrained import fingerprint, load_backbone
 from ..parallel import collectives, launch, sync_bn
 from ..settings import flat, replaced
@@ -40,7 +41,7 @@ from .classifiers import (
 from .features import FeatureDataset, warn_unreadable
 from .information import watch_information
 from .protocols import Protocol, Recipe
-from .published_classifier import PublishedClassifier, is_published, read_classifier, require_same_backbone
+from .published_classifier import PublishedClassifier, read_classifier, require_same_backbone
 from .report import Task, echo, report, save_classifier
 from .subject import open_subject, open_weights
 
@@ -71,7 +72,11 @@ def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], na
     call, classifier = without_training(call)
     settings = call.settings
     weights = open_weights(settings)
-    if classifier is not None and classifier.has_backbone and settings.judged.pretrained != str(classifier.path):
+    if (
+        classifier is not None
+        and classifier.has_backbone
+        and zoo.located(settings.judged.pretrained) != classifier.path
+    ):
         own = load_backbone(classifier.path, settings.backbone.hints)
         require_same_backbone(weights, own, classifier.path)
     protocol_name, reason = protocols.choose(
@@ -121,10 +126,7 @@ def without_training(
     call: Call[ClassificationSettings],
 ) -> tuple[Call[ClassificationSettings], PublishedClassifier | None]:
     """The published classifier that is to be judged; and the call with the network that is in its file."""
-    judging = call.settings.judging
-    where = judging.published_classifier
-    if not where and judging.evaluate and judging.resume not in ("auto", "never") and is_published(judging.resume):
-        where = judging.resume
+    where = call.settings.published
     if not where:
         return call, None
     classifier = read_classifier(where)
@@ -132,7 +134,7 @@ def without_training(
         return call, classifier
     if not classifier.has_backbone:
         raise UserError(f"{classifier.path} holds a classifier alone: give its network with --pretrained")
-    own = {"pretrained": str(classifier.path)}
+    own = {"pretrained": where}  # a name tells more than its file
     return replace(call, settings=replaced(call.settings, own)), classifier
 
 

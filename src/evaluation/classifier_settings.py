@@ -7,7 +7,9 @@ from typing import Any
 
 from ..cli import Script
 from ..engine.precision import PrecisionSettings
+from ..models import zoo
 from ..models.backbones import STEMS
+from ..models.pretrained import name_of_weights
 from ..settings import Word, setting
 from .information import InformationSettings
 from .protocols import LINEAR, SEMISUP, ClassifierSettings, describe
@@ -136,6 +138,21 @@ class ClassificationSettings(EvaluationSettings):
     information: InformationSettings = InformationSettings()
     judging: JudgingSettings = JudgingSettings()
     precision: PrecisionSettings = PrecisionSettings("fp32")
+
+    @property
+    def published(self) -> str:
+        """The classifier of others that is to be judged; "" to train one."""
+        own = self.judging
+        if own.published_classifier:
+            return own.published_classifier
+        asked = own.evaluate and own.resume not in ("auto", "never")
+        return own.resume if asked and zoo.is_published(own.resume) else ""
+
+    def judged_name(self) -> str:
+        if not self.published:
+            return super().judged_name()
+        classifier = name_of_weights(self.published)
+        return f"{super().judged_name()}-{classifier}" if self.judged.pretrained else f"{classifier}-as-published"
 
 
 LINEAR_SCRIPT = Script(

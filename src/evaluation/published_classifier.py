@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..checkpoints.files import describe_mismatch, read_file
 from ..checkpoints.layouts import weights_in
-from ..checkpoints.run_file import FORMAT
 from ..errors import UserError
 from ..models import zoo
 from ..models.pretrained import Pretrained, fingerprint
@@ -47,17 +46,6 @@ class PublishedClassifier:
         if problem:
             raise UserError(problem)
         classifier.load_state_dict(dict(self.state))
-
-
-def is_published(where: str) -> bool:
-    """Whether ``--resume`` names a file that no evaluation of ours has written."""
-    path = Path(where)
-    if where in zoo.ZOO and not path.exists():
-        return True
-    if not path.is_file():
-        return False
-    content = read_file(path)
-    return not (isinstance(content, dict) and content.get("format") == FORMAT)
 
 
 def read_classifier(where: str) -> PublishedClassifier:

@@ -112,9 +112,8 @@ def report(task: Task, method: Classification, judged: Judged, training_images: 
         results[title.removeprefix("lr ")] = line
         monitor.say(f"{title}: top-1 {line['top1']:.2f} %  top-5 {line['top5']:.2f} %  best top-1 {best:.2f} %")
     evaluation = task.name if recipe.labels_perc == 100 and task.name == "linear" else f"semisup {recipe.labels_perc:g}"
-    arch = weights.spec.arch if weights.spec.width == 1 else f"{weights.spec.arch}w{weights.spec.width:g}"
     dataset = task.settings.data.dataset
-    paper = reported_line(weights.family, evaluation, arch, weights.settings, subject.num_classes, dataset)
+    paper = reported_line(weights.family, evaluation, weights.network, weights.settings, subject.num_classes, dataset)
     monitor.say(paper)
     if not collectives.is_main():
         return

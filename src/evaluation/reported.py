@@ -188,7 +188,7 @@ def reported_line(
     """
     data = data_of(dataset, num_classes)
     if not data:
-        return f"paper: no number to compare with ({num_classes} classes; the published ones are ImageNet's 1000)"
+        return f"paper: no number to compare with ({num_classes} classes; papers have ImageNet and a few small sets)"
     found = _listed(family, evaluation, arch, settings, data)
     if not found:
         return f"paper: no number is known to this program for {family or 'these weights'}, {arch}, {evaluation}"

@@ -97,11 +97,13 @@ class EvaluationSettings:
 
     def default_folder(self) -> str:
         """Where results go that were given no ``--dump_path``: a folder with the names of what is judged."""
+        return f"evaluations/{self.judged_name()}-on-{name_of_data(self.data.data_path)}"
+
+    def judged_name(self) -> str:
+        """What to call what is judged."""
         pretrained, key = self.judged.pretrained, self.judged.key
         weights = name_of_weights(pretrained) if pretrained else f"random-{self.backbone.arch or 'resnet50'}"
-        if key not in ("auto", "none"):
-            weights += f"-{key}"
-        return f"evaluations/{weights}-on-{name_of_data(self.data.data_path)}"
+        return weights if key in ("auto", "none") else f"{weights}-{key}"
 
 
 @dataclass(frozen=True)

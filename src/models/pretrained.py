@@ -59,6 +59,11 @@ class Pretrained:
     queue: Tensor | None = None
 
     @property
+    def network(self) -> str:
+        """What papers call it: ``resnet50w2``."""
+        return self.spec.arch if self.spec.width == 1 else f"{self.spec.arch}w{self.spec.width:g}"
+
+    @property
     def told(self) -> dict[str, Any]:
         """What a plain file of these weights should tell, see :func:`src.checkpoints.weights.write_weights`."""
         return {**self.settings, **vars(self.spec), "method": self.family}

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..checkpoints.files import read_file, write_atomically
 from ..checkpoints.layouts import weights_in
+from ..checkpoints.run_file import FORMAT
 from ..data import remote
 from ..errors import UserError
 from ..parallel import collectives
@@ -155,8 +156,22 @@ def located(word: str | Path) -> Path:
     return path
 
 
+def is_published(where: str) -> bool:
+    """Whether a word is a name of the zoo, or a file that is no checkpoint of ours."""
+    path = Path(where)
+    if where in ZOO and not path.exists():
+        return True
+    if not path.is_file():
+        return False
+    content = read_file(path)
+    return not (isinstance(content, dict) and content.get("format") == FORMAT)
+
+
 def _kept(entry: Published) -> Path:
     target = folder() / entry.file
+    if target.exists():  # perhaps where nothing can be written
+        _check(entry, target)
+        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # processes of a machine, and of machines that share the folder

@@ -62,11 +62,12 @@ class VirtualSyncBatchNorm(CPUSyncBatchNorm):
     Args:
         together: how many consecutive ranks of this process; all of them where other processes share it, too.
         across: whether they do; then ``process_group`` is that of the processes.
+        of_all: whether all ranks share it, however many there are.
     """
 
-    def __init__(self, *args: object, together: int, across: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: object, together: int, across: bool, of_all: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.together, self.across = together, across
+        self.together, self.across, self.of_all = together, across, of_all
 
     def sum(self, tensor: Tensor) -> Tensor:
         if virtual.here() is None or self.across:
@@ -82,6 +83,11 @@ class VirtualSyncBatchNorm(CPUSyncBatchNorm):
 def ranks_in_one_batch(module: nn.Module) -> int:
     """How many ranks of a process batch norms of the module take their statistics over."""
     return max((one.together for one in module.modules() if isinstance(one, VirtualSyncBatchNorm)), default=1)
+
+
+def of_all_ranks(module: nn.Module) -> bool:
+    """Whether batch norms of the module take the statistics of all ranks."""
+    return any(isinstance(one, VirtualSyncBatchNorm) and one.of_all for one in module.modules())
 
 
 def process_group_of(group_size: int) -> dist.ProcessGroup | None:
@@ -126,7 +132,9 @@ def convert(module: nn.Module, group_size: int = 0, device_type: str = "cpu", vi
         across = size > virtual_ranks
         group = process_group_of(size // virtual_ranks) if across else None
         together = min(size, virtual_ranks)
-        make = partial(VirtualSyncBatchNorm, process_group=group, together=together, across=across)
+        make = partial(
+            VirtualSyncBatchNorm, process_group=group, together=together, across=across, of_all=not group_size
+        )
         return _replaced(module, make)
     if processes == 1:
         return module

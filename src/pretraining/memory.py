@@ -42,19 +42,22 @@ def say_memory(run: Pretraining[S], method: Method, optimizer: torch.optim.Optim
     monitor.say(f"memory     {in_words(needed)}")
     smaller = (
         []
-        if needed.is_all_together
+        if needed.all_together or needed.ranks == 1
         else [(times, needed.with_smaller_ranks(times)) for times in TIMES if run.batch_size % times == 0]
     )
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory - RESERVED
         if needed.bytes > there:
             fitting = [f"{of_ranks(run, *choice)} would fit" for choice in smaller if choice[1].bytes <= there]
-            advice = fitting[0] if fitting else "--checkpoint_activations needs less, and more processes"
+            ways = "--checkpoint_activations or more processes"
+            if needed.ranks == 1:
+                ways = f"fewer images for each of several --virtual_ranks, {ways}"
+            advice = fitting[0] if fitting else f"{ways} need less; --dry_run with them says how much"
             monitor.warn(f"this device has {in_bytes(there)}: {advice}")
     if dry:
         for choice in smaller:
             monitor.say(f"           {of_ranks(run, *choice)} would need {in_bytes(choice[1].bytes)}")
-        if needed.is_all_together:
+        if needed.all_together:
             monitor.say("           batch norms take all ranks together, so smaller ranks would need as much")
 
 

@@ -20,7 +20,7 @@ from ..engine.judging import Evaluation
 from ..engine.loop import Schedule, Training
 from ..engine.method import Method
 from ..engine.monitor import Monitor
-from ..engine.tracking import Tracker, WeightsAndBiases
+from ..engine.tracking import WeightsAndBiases
 from ..evaluation.knn import KNNEvaluation
 from ..settings import flat
 from .memory import say_memory
@@ -73,16 +73,13 @@ def store_of(settings: PretrainingSettings, became: Mapping[str, Any], backbone_
     )
 
 
-def tracker_of(
-    settings: PretrainingSettings, became: Mapping[str, Any]
-) -> Callable[[Callable[[str], None]], Tracker] | None:
-    """What makes the run's record elsewhere; None without one."""
+def track(monitor: Monitor, settings: PretrainingSettings, became: Mapping[str, Any]) -> None:
+    """Begins, or continues, the run's record elsewhere, if it has one."""
     options = settings.run
-    if not options.wandb or options.dry_run:
-        return None
-    folder = Path(options.dump_path)
-    name = options.env_name or folder.absolute().name
-    return partial(WeightsAndBiases, folder, options.wandb, name, {**flat(settings), **became})
+    if options.wandb:
+        folder = Path(options.dump_path)
+        name = options.env_name or folder.absolute().name
+        monitor.add(partial(WeightsAndBiases, folder, options.wandb, name, {**flat(settings), **became}))
 
 
 def read_schedules(schedules: Mapping[str, Schedule], clock: Clock) -> None:
@@ -149,7 +146,7 @@ def train(
     settings, became = run.settings, {**run.derived(), **(derived or {}), "train_images": images}
     evaluations = [*online_knn(run, method), *evaluations]
     options, folder = settings.run, settings.run.dump_path
-    with alone_in(folder), Monitor(folder, options.tensorboard, tracker=tracker_of(settings, became)) as monitor:
+    with alone_in(folder), Monitor(folder, options.tensorboard) as monitor:
         monitor.say(run.call.command)
         if options.env_name:
             monitor.say(f"run        {options.env_name}")
@@ -169,5 +166,6 @@ def train(
         elif run.world.is_main:
             became = {**became, "precision": run.precision.name, "device": str(run.world.device)}
             write_settings(folder, run.call.command, run.call.given, flat(settings), became, run.world.size)
+        track(monitor, settings, became)
         stopped_by = training.run()
     return 0 if stopped_by is None else 128 + stopped_by

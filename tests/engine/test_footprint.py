@@ -1,6 +1,7 @@
 """The memory that a step is said to need is what it takes, and saying it changes nothing."""
 
 import contextlib
+import copy
 import importlib
 import itertools
 from types import SimpleNamespace
@@ -84,23 +85,29 @@ def test_a_step_takes_what_was_said(patches, runs, name, ranks):
     assert 0.97 * real < said.bytes < 1.15 * real, (said, real)
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("swav-queue", 1), ("intl_m", 4), ("deepcluster-v2", 1)])
+@pytest.mark.parametrize(("name", "ranks"), [
+    ("swav-queue", 1), ("intl_m", 4), ("deepcluster-v2", 1), ("moco", 1), ("seed", 1), ("w2ssl", 2),
+])  # fmt: skip
 def test_saying_it_changes_nothing(patches, runs, name, ranks):
     asked, parts = made(name, ranks, patches, runs)
     undisturbed, same = made(name, ranks, patches, runs)
     before = random_state()
     attributes = [dict(module.__dict__) for module in asked.method.modules()]
+    contents = [copy.copy(value) for found in attributes for value in found.values() if isinstance(value, (list, dict))]
     estimate(asked, parts)
     assert all(torch.equal(value, before[key]) for key, value in random_state().items())
     for module, old in zip(asked.method.modules(), attributes, strict=True):
         assert old.keys() == module.__dict__.keys()
         assert all(module.__dict__[key] is value for key, value in old.items())
+    for content in [v for found in attributes for v in found.values() if isinstance(v, (list, dict))]:
+        assert str(content) == str(contents.pop(0))  # also of what was changed in place
     assert all(parameter.grad is None for parameter in asked.method.parameters())
     state = random_state()
     outputs = []
     for training, batches in ((asked, parts), (undisturbed, same)):
         torch.set_rng_state(state["cpu"])
         outputs.append(training._step(batches))
+        training.method.after_step(training.clock)
     assert all(torch.equal(outputs[0][key], outputs[1][key]) for key in outputs[0])
     for a, b in zip(asked.method.state_dict().values(), undisturbed.method.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -128,6 +135,11 @@ def test_a_dry_run_of_all_ranks_together_says_that_more_would_not_help(patches, 
     assert dry_run("twist", patches / "train", tmp_path / "run", "--virtual_ranks", 2) == 0
     said = capsys.readouterr().out
     assert "(2 ranks together)" in said
+    assert dry_run("swav", patches / "train", tmp_path / "run", "--virtual_ranks", 2, "--sync_bn", "apex",
+                   "--syncbn_process_group_size", 2) == 0  # fmt: skip
+    assert "--virtual_ranks 4 with 8 images each would need" in capsys.readouterr().out  # still two at a time
+    assert dry_run("swav", patches / "train", tmp_path / "run") == 0
+    assert "would need" not in capsys.readouterr().out  # a single rank's passes are made otherwise
     assert "would need as much" in said
     assert "--virtual_ranks 4" not in said
 

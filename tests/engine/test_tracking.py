@@ -98,3 +98,15 @@ def test_what_fails_later_is_said_once_and_stops_nothing(tmp_path, monkeypatch):
     tracker.write({"loss": 1.0}, 2)
     tracker.close()
     assert said == ["Weights & Biases: the wire is cut; the run goes on without it"]
+
+
+def test_a_network_that_is_down_stops_nothing(tmp_path, monkeypatch):
+    import wandb
+
+    said = []
+    monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("no route")))
+    tracker = WeightsAndBiases(tmp_path, "p", "n", {}, said.append)
+    tracker.write({"loss": 1.0}, 1)
+    tracker.close()
+    assert said == ["Weights & Biases: no route; the run goes on without it"]
+    assert not (tmp_path / "wandb.id").exists()

@@ -83,6 +83,24 @@ def test_the_files_of_classifiers_are_judged_from_the_command_line(trained, patc
     assert f"published classifier: top-1 {expected[0]:.2f} %" in answer.stdout
 
 
+def test_results_lie_under_the_classifiers_name(trained):
+    """Not in the folder of random weights, nor in that of classifiers trained on the same network."""
+    folder, _, _ = trained
+    names = []
+    for words in (
+        ["--published_classifier", "intl_800ep_eval_linear"],
+        ["--published_classifier", folder / "network.pth"],
+        ["--pretrained", folder / "backbone.pth", "-e", "--resume", "swav_800ep_eval_linear"],
+        ["--pretrained", folder / "network.pth"],
+    ):
+        settings = eval_linear.SCRIPT.parse(["--data_path", "/x/data", *map(str, words)]).settings
+        names.append(settings.judged.dump_path.partition("-on-")[0].removeprefix("evaluations/"))
+    assert names == [
+        "intl_800ep_eval_linear-as-published", "network-as-published", f"{folder.name}-backbone-swav_800ep_eval_linear",
+        "network",
+    ]  # fmt: skip
+
+
 def test_what_does_not_fit_is_refused(trained, patches, tmp_path):
     folder, state, _ = trained
     classifier = linear_of(state)
