@@ -246,8 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         call.tell_unread()
     if world.is_main:
         paper = reported_detection(start.method, "boxes", start.arch, args.dataset)
-        print("  ".join(f"{name} {value:.2f}" for name, value in result.items()))
         print(paper)
+        print("  ".join(f"{name} {value:.2f}" for name, value in result.items()))
         what = {"what": args.pretrained or "random weights", "dataset": args.dataset, "model": args.model}
         content = {**what, **result, "paper": paper}
         text = json.dumps(content, indent=2).encode()
