@@ -357,16 +357,19 @@ def test_a_short_training_ends_in_an_ap(config, family, tmp_path, data):
     assert "fills all" in result.stdout
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
     assert any("bbox/AP" in line for line in metrics), metrics
+    if family == "twist":
+        assert "paper: twist, resnet50, boxes on voc: AP 58.1  AP50 84.2  AP75 65.4" in result.stdout
     again = train_net("--config-file", CONFIGS / f"{config}.yaml", "--resume", "--eval-only", "MODEL.WEIGHTS", weights,
                       "OUTPUT_DIR", tmp_path / "out", *QUICK, root=data)  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]
 
 
-def test_discos_command_for_resnet_18(tmp_path, data):
+@pytest.mark.parametrize(("config", "depth"), [("coco_R_50_C4_2x_moco", 18), ("pascal_voc_R_50_C4_24k_moco", 34)])
+def test_discos_commands_for_small_resnets(tmp_path, data, config, depth):
     """The published way: C4, whose head has bottlenecks that basic blocks do not fill. It is said, and it starts."""
-    _, weights = converted("disco", tmp_path, "resnet18")
-    config = CONFIGS / "disco/coco_R_50_C4_2x_moco.yaml"
-    small = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.WEIGHTS", weights]
+    _, weights = converted("disco", tmp_path, f"resnet{depth}")
+    config = CONFIGS / "disco" / f"{config}.yaml"
+    small = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.WEIGHTS", weights]
     result = train_net("--config-file", config, "--resume", *small, "OUTPUT_DIR", tmp_path / "out", *QUICK, root=data)
     assert result.returncode == 0, result.stderr[-3000:]
     (filled,) = re.findall(r"fills (\d+) of 50 entries of the head's res5", result.stdout)

@@ -155,7 +155,7 @@ def started():
 def test_every_command_makes_a_first_step(patches, runs, tmp_path, readme, command):
     script, words = ours(readme, command)
     if script == "detection/train_net.py":
-        pytest.skip("tests/detection/test_detectron2.py starts every configuration")
+        pytest.skip("tests/detection/test_detectron2.py starts each of these, where there is a detectron2")
     if script == "detection/convert_to_detectron2.py":
         torch.save(torch.load(make_resnet(tmp_path)), tmp_path / "in.pth")
         words = [str(tmp_path / "in.pth"), str(tmp_path / "out.pkl")]
