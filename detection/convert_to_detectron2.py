@@ -57,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     told: Mapping[str, Any]
     if Path(args.checkpoint).suffix == ".pkl":
         read = read_pickle(args.checkpoint)
-        state, origin, told = to_torchvision(read.model), args.checkpoint, {"method": read.method}
+        state, origin, told, method = to_torchvision(read.model), args.checkpoint, {}, read.method
         require_finite(state, args.checkpoint)
     else:
         loaded = load_backbone(args.checkpoint, Hints(stem="imagenet"), args.key)
         state, origin, told = loaded.backbone.state_dict(), loaded.description, loaded.told
+        method = loaded.family
     overrides = config_overrides(state, args.checkpoint)
     print(origin)
     if args.to == "torchvision":
@@ -69,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wrote {len(state)} entries under torchvision's names to {out}")
         return 0
     model = to_detectron2(state)
-    method = told.get("method", "")
     content = {"model": model, "__author__": "self-supervised", "matching_heuristics": True, "method": method}
     write_atomically(out, lambda file: pickle.dump(content, file))
     print(f"wrote {len(model)} entries to {out} ({len(state) - len(model)} counters of batch norms left out)")

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 SCRIPTS = sorted({line.split()[0] for line in LINES.values()})
+FAST = ("main_swav.py", "main_disco.py")
 
 
 def started(*words):
@@ -40,7 +41,9 @@ def losses_of_the_cpu(name, patches, runs, counts):
     return [outputs["loss"].item() for outputs in steps(training, counts=counts)]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script", [one if one in FAST else pytest.param(one, marks=pytest.mark.slow) for one in SCRIPTS]
+)
 def test_steps_wait_for_nothing(patches, tmp_path, script):
     """Nor do they mix devices, or change sizes; with float32 their losses are those of the CPU."""
     names = [name for name, line in LINES.items() if line.startswith(script)]

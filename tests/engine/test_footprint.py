@@ -86,7 +86,9 @@ def test_a_step_takes_what_was_said(patches, runs, name, ranks):
 
 
 @pytest.mark.parametrize(("name", "ranks"), [
-    ("swav-queue", 1), ("intl_m", 4), ("deepcluster-v2", 1), ("moco", 1), ("seed", 1), ("w2ssl", 2),
+    ("moco", 1), ("deepcluster-v2", 1),
+    *(pytest.param(name, ranks, marks=pytest.mark.slow)
+      for name, ranks in (("swav-queue", 1), ("intl_m", 4), ("seed", 1), ("w2ssl", 2))),
 ])  # fmt: skip
 def test_saying_it_changes_nothing(patches, runs, name, ranks):
     asked, parts = made(name, ranks, patches, runs)
