@@ -373,7 +373,7 @@ def test_discos_commands_for_small_resnets(tmp_path, data, config, depth):
     result = train_net("--config-file", config, "--resume", *small, "OUTPUT_DIR", tmp_path / "out", *QUICK, root=data)
     assert result.returncode == 0, result.stderr[-3000:]
     (filled,) = re.findall(r"fills (\d+) of 50 entries of the head's res5", result.stdout)
-    assert 0 < int(filled) < 25
+    assert 0 < int(filled) < 50
 
 
 BAD = [
