@@ -99,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = found._replace(features=by_kmeans(found.features, own.kmeans, own.normalize, judged.seed))
     if world.is_main:
         paper = reported_line(
-            weights.family, "clusters", weights.network, weights.settings, subject.num_classes, settings.data.dataset
+            weights.family, "clusters", weights.spec.name, weights.settings, subject.num_classes, settings.data.dataset
         )
-        report(judged.dump_path, settings.data.data_path, subject, how, found, own.mosaic, paper)
+        classes_K = report(judged.dump_path, settings.data.data_path, subject, how, found, own.mosaic, paper)
         if head is not None and own.top:
             picture = Path(judged.dump_path) / "top.png"
-            top_predictions(predicted_of(subject, found, own.top), picture)
+            top_predictions(predicted_of(subject, found, classes_K, own.top), picture)
             print(f"the {own.top} most probable classes of some images: {picture}")
     call.tell_unread()
     collectives.barrier()
@@ -128,8 +128,10 @@ def report(
     found: Features,
     mosaic: int,
     paper: str,
-) -> None:
+) -> Tensor:
     """Prints the scores and writes ``cluster.json``, ``predictions.csv``, ``clusters.png`` and ``confusion.png``.
+
+    Returns the class of each cluster up to the last one in use, -1 for none.
 
     Args:
         folder, data_path: where to, and what was judged.
@@ -176,6 +178,7 @@ def report(
     if mosaic:
         cluster_mosaic(mosaic_of(subject, images_N, clusters, best, classes_K, mosaic), out / "clusters.png")
     print(f"cluster.json, predictions.csv, confusion.png{', clusters.png' if mosaic else ''} are in {out}")
+    return classes_K
 
 
 def confusion(table_KC: Tensor, classes_K: Tensor) -> Tensor:
@@ -209,13 +212,12 @@ def mosaic_of(
 
 
 def predicted_of(
-    subject: Subject, found: Features, top: int, rows: int = 12, columns: int = 6
+    subject: Subject, found: Features, classes_K: Tensor, top: int, rows: int = 12, columns: int = 6
 ) -> list[list[Predicted]]:
     """Evenly spread images of evenly spread classes, each with its most probable clusters, by the names of classes."""
     probability_NK, labels_N, images_N = found.features.cpu(), found.labels.cpu(), found.indices.cpu()
-    classes_K = match(contingency(probability_NK.argmax(dim=1), labels_N))  # up to the last one in use
-    classes_K = F.pad(classes_K, (0, probability_NK.shape[1] - len(classes_K)), value=-1)
     names_K = [subject.test.classes[c] if c >= 0 else "no class" for c in classes_K.tolist()]
+    names_K += ["no class"] * (probability_NK.shape[1] - len(names_K))  # not in use
     present = labels_N.unique()
     chosen = present[torch.linspace(0, len(present) - 1, min(rows, len(present))).round().long()]
     shown = []

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         paper = ""
         if own.rule == "majority" and 5 in own.k and not own.raw_pixels:  # that of the papers' tables
             paper = reported_line(
-                weights.family, "5-nn", weights.network, weights.settings, subject.num_classes, data.dataset
+                weights.family, "5-nn", weights.spec.name, weights.settings, subject.num_classes, data.dataset
             )
             print(paper)
         content = {

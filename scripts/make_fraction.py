@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from src import cli
 from src.data.folder import FolderImages
 from src.data.splits import find_split
-from src.data.subset import listed, read_list
+from src.data.subset import is_share, listed, read_list
 from src.errors import UserError
 from src.settings import setting
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = FolderImages(train)
     chosen = listed(images, read_list(args.subset_file), args.subset_file)
     percent = 100 * len(chosen) / len(images)
-    if args.ratio and not 0.9 * args.ratio <= percent <= 1.1 * args.ratio:
+    if args.ratio and not is_share(len(chosen), len(images), args.ratio):
         raise UserError(
             f"{args.subset_file} names {len(chosen)} of {len(images)} images, {percent:.2g} %, not {args.ratio:g}: "
             "another list? (--ratio 0 takes any)"

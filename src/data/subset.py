@@ -52,6 +52,11 @@ def listed(source: ImageSource, names: Sequence[str], path: object) -> list[int]
     return sorted(index_of[name] for name in names)
 
 
+def is_share(chosen: int, images: int, percent: float) -> bool:
+    """Whether so many of the images are that many percent of them, give or take a tenth."""
+    return abs(100 * chosen / images - percent) <= percent / 10
+
+
 def class_balanced(labels: Labels, percent: float, seed: int) -> list[int]:
     """Indices of a share of the images, with equally many of every class, or all of a class that is smaller.
 

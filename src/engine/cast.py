@@ -91,7 +91,7 @@ class Cast:
             _ = one + one
         self._is_sharded = is_sharded(method)  # its backward passes leave means over the processes
         self._one_pass_is_enough = method.loss_is_local and ranks_in_one_batch(method) == 1
-        for network in [module for module in method.modules() if type(module) is type(method.backbone)]:
+        for network in method.backbones:
             self._lead_through_here(network)
 
     def __len__(self) -> int:

@@ -97,7 +97,7 @@ def footprint(
     """
     state = random_state()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    networks = [method, *_teachers_of(method)]
+    networks = [method, *teachers_of(method)]
     own = {tensor for one in networks for tensor in (*one.parameters(), *one.buffers())}
     with _as_it_was(method), collectives.alone(), mode:
         try:
@@ -131,11 +131,12 @@ class _Step:
     ) -> None:
         self.method, self.clock, self.autocast = method, clock, autocast
         self.device = own[0].device
-        self.own = own
+        self.own = own  # kept alive: their storages are known by their addresses
+        self.known = {tensor.untyped_storage()._cdata for tensor in own}
 
     def watched(self) -> "_Peak":
         """Counts what is made inside."""
-        return _Peak({tensor.untyped_storage()._cdata for tensor in self.own})
+        return _Peak(self.known)
 
     def once(self, batch: Batch, ranks: int) -> dict[str, int]:
         """What it needs in one go, forward and back."""
@@ -171,7 +172,7 @@ class _Step:
                 features += 2 * sum(map(_bytes, tree.tree_leaves(outputs)))
             return outputs
 
-        for network in [module for module in self.method.modules() if type(module) is type(self.method.backbone)]:
+        for network in self.method.backbones:
             call = network._call_impl
             network._compiled_call_impl = functools.partial(through, network, call)
             network._way_of_passes = through  # type: ignore[assignment]
@@ -226,7 +227,7 @@ class _Step:
 @contextlib.contextmanager
 def _as_it_was(method: Method) -> Iterator[None]:
     """Brings back afterwards what a method and its modules have as attributes, parameters and buffers."""
-    modules = [one for network in (method, *_teachers_of(method)) for one in network.modules()]
+    modules = [one for network in (method, *teachers_of(method)) for one in network.modules()]
     kept = [(one, dict(one.__dict__), _contents_of(one)) for one in modules]
     for module in modules:
         # calls that torch compiles, or shares out over processes, are made as they are written
@@ -262,7 +263,7 @@ def _refill(container: Any, content: Any) -> None:
         container.extend(content)
 
 
-def _teachers_of(method: Method) -> list[nn.Module]:
+def teachers_of(method: Method) -> list[nn.Module]:
     """Networks that are used and are no part of the method."""
     networks = [getattr(value, "networks", None) for value in vars(method).values()]
     return [one for one in networks if isinstance(one, nn.Module)]

@@ -269,8 +269,7 @@ class Training:
         return outputs
 
     def _autocast(self) -> torch.autocast:
-        dtype = self.precision.dtype
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return self.precision.autocast(self.device)
 
     def _set_schedules(self) -> None:
         for option, schedule in self.schedules.items():

@@ -69,6 +69,11 @@ class Method(nn.Module):
         """
         raise NotImplementedError  # every method has its own
 
+    @property
+    def backbones(self) -> list[nn.Module]:
+        """The backbone and its momentum copies."""
+        return [module for module in self.modules() if type(module) is type(self.backbone)]
+
     def as_rank(self: M) -> M:
         """The method for another rank that this process plays: the same networks, parameters and buffers, but for
         those buffers that differ between ranks, and for attributes. What is equal on all ranks is changed where

@@ -37,6 +37,10 @@ class Precision:
     name: str
     dtype: torch.dtype | None
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What forward passes are made in; without an effect for fp32."""
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
     @property
     def scales_loss(self) -> bool:
         return self.dtype is torch.float16

@@ -22,7 +22,6 @@ from ..engine.monitor import Monitor
 from ..engine.precision import choose_precision
 from ..engine.seeding import seed_everything
 from ..errors import UserError
-from ..models import zoo
 from ..models.pretrained import fingerprint, load_backbone
 from ..parallel import collectives, launch, sync_bn
 from ..settings import flat, replaced
@@ -69,16 +68,12 @@ def run(
 
 def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], name: str, world: launch.World) -> Task:
     """The weights, the protocol, the images."""
+    network = call.settings.judged.pretrained
     call, classifier = without_training(call)
     settings = call.settings
     weights = open_weights(settings)
-    if (
-        classifier is not None
-        and classifier.has_backbone
-        and zoo.located(settings.judged.pretrained) != classifier.path
-    ):
-        own = load_backbone(classifier.path, settings.backbone.hints)
-        require_same_backbone(weights, own, classifier.path)
+    if network and classifier is not None and classifier.has_backbone:
+        require_same_backbone(weights, load_backbone(classifier.path, settings.backbone.hints), classifier.path)
     protocol_name, reason = protocols.choose(
         table,
         settings.protocol.protocol,

@@ -149,9 +149,10 @@ class ClassificationSettings(EvaluationSettings):
         return own.resume if asked and zoo.is_published(own.resume) else ""
 
     def judged_name(self) -> str:
-        if not self.published:
+        published = self.published  # which looks into files
+        if not published:
             return super().judged_name()
-        classifier = name_of_weights(self.published)
+        classifier = name_of_weights(published)
         return f"{super().judged_name()}-{classifier}" if self.judged.pretrained else f"{classifier}-as-published"
 
 

@@ -13,6 +13,7 @@ from ..checkpoints.weights import write_weights
 from ..cli import Call
 from ..clock import Clock
 from ..data.source import ImageSource
+from ..data.subset import is_share
 from ..engine.monitor import Monitor, number
 from ..models.backbones.resnet import ResNet
 from ..models.pretrained import Pretrained
@@ -91,10 +92,10 @@ def told_of_labels(task: Task) -> list[str]:
             f"no --subset_file: {asked:g} % of the labels are drawn with --seed {task.settings.judged.seed}, equally "
             f"many of each class; published numbers are for SimCLR's lists, 1percent.txt and 10percent.txt ({LISTS})"
         ]
-    found = 100 * len(task.train) / len(task.subject.train)
-    if abs(found - asked) > asked / 10:
-        return [f"--subset_file {file} names {found:.2g} % of the images, and --labels_perc is {asked:g}"]
-    return []
+    chosen, images = len(task.train), len(task.subject.train)
+    if is_share(chosen, images, asked):
+        return []
+    return [f"--subset_file {file} names {100 * chosen / images:.2g} % of the images, and --labels_perc is {asked:g}"]
 
 
 def report(task: Task, method: Classification, judged: Judged, training_images: int, monitor: Monitor) -> None:
@@ -108,12 +109,13 @@ def report(task: Task, method: Classification, judged: Judged, training_images: 
     for rate, label, best in zip(recipe.lr, method.names, method.best_top1.tolist(), strict=True):
         line = {"top1": values[f"top1_{label}"], "top5": values[f"top5_{label}"], "best_top1": best}
         title = "lbfgs" if recipe.optimizer == "lbfgs" else f"lr {rate:g}"
-        title = title if task.classifier is None else "published classifier"
+        if task.classifier is not None:
+            title = "published classifier"
         results[title.removeprefix("lr ")] = line
         monitor.say(f"{title}: top-1 {line['top1']:.2f} %  top-5 {line['top5']:.2f} %  best top-1 {best:.2f} %")
     evaluation = task.name if recipe.labels_perc == 100 and task.name == "linear" else f"semisup {recipe.labels_perc:g}"
     dataset = task.settings.data.dataset
-    paper = reported_line(weights.family, evaluation, weights.network, weights.settings, subject.num_classes, dataset)
+    paper = reported_line(weights.family, evaluation, weights.spec.name, weights.settings, subject.num_classes, dataset)
     monitor.say(paper)
     if not collectives.is_main():
         return

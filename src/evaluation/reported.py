@@ -142,7 +142,7 @@ _DETECTION = (
     ("moco", "boxes", "voc", 57.0, 82.4, 63.6, "200 epochs of MoCo-v2; C4, 24k iterations"),
 )
 # Names under which files come whose method is that of others here
-_SAME = {"cw-rgp": "cwrgp", "moco-v2": "moco", "deit": "twist"}
+_SAME = {"cw-rgp": "cwrgp", "moco-v2": "moco"}
 
 
 def _rows() -> Iterator[Reported]:

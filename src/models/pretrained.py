@@ -59,11 +59,6 @@ class Pretrained:
     queue: Tensor | None = None
 
     @property
-    def network(self) -> str:
-        """What papers call it: ``resnet50w2``."""
-        return self.spec.arch if self.spec.width == 1 else f"{self.spec.arch}w{self.spec.width:g}"
-
-    @property
     def told(self) -> dict[str, Any]:
         """What a plain file of these weights should tell, see :func:`src.checkpoints.weights.write_weights`."""
         return {**self.settings, **vars(self.spec), "method": self.family}
@@ -155,8 +150,7 @@ def _spec_of(
 
 def _require_same(spec: BackboneSpec, published: zoo.Published, path: object) -> None:
     """Raises UserError where a published file is of another network than it was."""
-    told = spec.arch if spec.width == 1 else f"{spec.arch}w{spec.width:g}"
-    if told != published.arch:
+    if spec.name != published.arch:
         width = "" if spec.width == 1 else f" of width {spec.width:g}"
         raise UserError(f"{path} holds a {spec.arch}{width}, and {published.name} is a {published.arch}")
 

@@ -37,7 +37,6 @@ class Published(NamedTuple):
         layout: what the file holds.
         licence: of the program that it was published with.
         sha256: where it is published.
-        bytes: the size, where it is known.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Published(NamedTuple):
     layout: str
     licence: str
     sha256: str = ""
-    bytes: int = 0
 
 
 DEEPCLUSTER = "https://dl.fbaipublicfiles.com/deepcluster/"
@@ -213,9 +211,8 @@ def _copy(entry: Published, part: Path, size: int) -> None:
     with part.open("ab") as file:
         if file.tell() > size:
             file.truncate(0)
-        print_ = collectives.is_main()
-        bar = tqdm(total=size, initial=file.tell(), desc=entry.name, unit="B", unit_scale=True, disable=not print_)
-        with bar:
+        silent = not collectives.is_main()
+        with tqdm(total=size, initial=file.tell(), desc=entry.name, unit="B", unit_scale=True, disable=silent) as bar:
             while (start := file.tell()) < size:
                 try:
                     piece = remote.read(entry.address, start, min(PIECE, size - start))

@@ -34,7 +34,7 @@ def say_memory(run: Pretraining[S], method: Method, optimizer: torch.optim.Optim
             batch_of_shapes(run),
             Clock(run.clock.steps_per_epoch, run.clock.epochs, logging=False),
             run.virtual_ranks,
-            lambda: torch.autocast(device.type, dtype=run.precision.dtype, enabled=run.precision.dtype is not None),
+            lambda: run.precision.autocast(device),
         )
     except Exception as error:  # torch may not know of an operation what it makes; the step itself will tell
         monitor.warn(f"the memory of a step could not be estimated ({error})")

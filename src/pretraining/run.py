@@ -162,10 +162,9 @@ def place(run: Pretraining[S], method: Method) -> None:
     if speed.compile:
         method.backbone.compile(dynamic=False)
     if speed.shard:
-        alike = [module for module in method.modules() if type(module) is type(method.backbone)]
         shard(
             method,
-            {one: residual_blocks(one) for one in alike},
+            {one: residual_blocks(one) for one in method.backbones},
             world.device,
             method.called_outside_of_steps,
             by_turns=run.virtual_ranks > 1,

@@ -2,6 +2,7 @@
 
 import eval_semisup
 from src.data.datasets import open_train_and_test
+from src.errors import UserError
 from src.models.backbones import create_backbone
 from tests.checkpoints.test_layouts import prefixed
 
@@ -75,8 +76,6 @@ def test_w2ssls_weights_are_fine_tuned_on_them(request, tmp_path, capsys, name):
 
 
 def test_what_is_not_there_gets_one_line(tmp_path):
-    from src.errors import UserError
-
     for name in ("flowers102", "oxford_pets"):
         with pytest.raises(UserError, match=f"{name} is not usable .*pass --download"):
             open_train_and_test(name, tmp_path)

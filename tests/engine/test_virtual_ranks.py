@@ -10,9 +10,9 @@ from unittest import mock
 from src.checkpoints.store import read_run
 from src.data.to_device import ToDevice
 from src.engine.finite import tensors_in
+from src.engine.footprint import teachers_of
 from src.engine.loop import Training
 from src.losses import sinkhorn
-from src.models.teacher import Teacher
 from tests.helpers import on_ranks, run
 from tests.runs import assert_same_end
 from tests.scripts.test_splits import METHODS
@@ -55,9 +55,8 @@ class Training64(Training):
 
     def __post_init__(self):
         self.method.double()
-        teacher = getattr(self.method, "_teacher", None) or getattr(self.method, "teacher", None)
-        if isinstance(teacher, Teacher):  # no part of the method's state
-            teacher.networks.double()
+        for teacher in teachers_of(self.method):  # no part of the method's state
+            teacher.double()
         super().__post_init__()
 
 

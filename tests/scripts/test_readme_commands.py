@@ -1,6 +1,5 @@
 """Users of the originals find their commands: every line of the five READMEs, with other names of scripts and paths."""
 
-import functools
 import importlib
 import re
 import shlex
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import hubconf
 from src.errors import UserError
+from src.models.backbones import create_backbone
 from tests.helpers import ROOT
 from tests.steps import make_teacher
 
@@ -144,10 +144,7 @@ def runs(patches, tmp_path_factory):
     return folder
 
 
-@functools.cache
-def started():
-    """The words that were started before: many commands differ in names of networks only."""
-    return set()
+STARTED = set()  # words that were started before: many commands differ in names of networks only
 
 
 @pytest.mark.slow
@@ -157,7 +154,7 @@ def test_every_command_makes_a_first_step(patches, runs, tmp_path, readme, comma
     if script == "detection/train_net.py":
         pytest.skip("tests/detection/test_detectron2.py starts each of these, where there is a detectron2")
     if script == "detection/convert_to_detectron2.py":
-        torch.save(torch.load(make_resnet(tmp_path)), tmp_path / "in.pth")
+        torch.save(create_backbone("resnet18").state_dict(), tmp_path / "in.pth")
         words = [str(tmp_path / "in.pth"), str(tmp_path / "out.pkl")]
         assert module_of(script).main(words) == 0
         return
@@ -180,8 +177,8 @@ def test_every_command_makes_a_first_step(patches, runs, tmp_path, readme, comma
     if "--data_path" not in words and not any(word == str(patches) for word in words):
         words += ["--data_path", str(patches)]
     key = tuple(word for word in words if str(tmp_path) not in word)
-    if key not in started():
-        started().add(key)
+    if key not in STARTED:
+        STARTED.add(key)
         assert not module_of(script).main(words)
 
 
@@ -190,13 +187,6 @@ def list_of(patches, folder, count):
     names = sorted(f"{path.parent.name}/{path.name}" for path in (patches / "train").rglob("*.png"))
     (folder / "list.txt").write_text("\n".join(names[:count]))
     return ["--data_path", str(patches), "--subset_file", str(folder / "list.txt"), "--out", str(folder / "out")]
-
-
-def make_resnet(folder):
-    from src.models.backbones import create_backbone
-
-    torch.save(create_backbone("resnet18").state_dict(), folder / "resnet.pth")
-    return folder / "resnet.pth"
 
 
 def place(word, patches, runs):

@@ -71,6 +71,11 @@ class BackboneSpec:
         at_most=4096,
     )
 
+    @property
+    def name(self) -> str:
+        """What papers call it: ``resnet50w2``."""
+        return self.arch if self.width == 1 else f"{self.arch}w{self.width:g}"
+
     def build(self, drop_path: float = 0.0) -> nn.Module:
         return create_backbone(self.arch, width=self.width, stem=self.stem, drop_path=drop_path, channels=self.channels)
 
