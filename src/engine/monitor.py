@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from ..clock import Clock
 from ..errors import UserError
 from ..parallel import collectives
 from .log_files import Lines, Points
-from .tracking import Tracker
+from .tracking import MakeTracker, Tracker
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Monitor:
         if tensorboard:
             self._trackers.append(Points(Path(folder) / "tensorboard", self._complain))
 
-    def add(self, make: Callable[[Callable[[str], None]], Tracker]) -> None:
+    def add(self, make: MakeTracker) -> None:
         """Hands all numbers from here on to another tracker, too, on the main rank.
 
         It is made by ``make``, of the function that says what goes wrong.

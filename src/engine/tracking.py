@@ -17,6 +17,10 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+# Makes a tracker of the function that says what goes wrong
+MakeTracker = Callable[[Callable[[str], None]], Tracker]
+
+
 class WeightsAndBiases:
     """A run at Weights & Biases; ``WANDB_MODE=offline`` keeps it in the run's folder, for ``wandb sync``.
 

@@ -20,7 +20,7 @@ from ..engine.judging import Evaluation
 from ..engine.loop import Schedule, Training
 from ..engine.method import Method
 from ..engine.monitor import Monitor
-from ..engine.tracking import WeightsAndBiases
+from ..engine.tracking import MakeTracker, WeightsAndBiases
 from ..evaluation.knn import KNNEvaluation
 from ..settings import flat
 from .memory import say_memory
@@ -73,13 +73,14 @@ def store_of(settings: PretrainingSettings, became: Mapping[str, Any], backbone_
     )
 
 
-def track(monitor: Monitor, settings: PretrainingSettings, became: Mapping[str, Any]) -> None:
-    """Begins, or continues, the run's record elsewhere, if it has one."""
+def trackers_of(settings: PretrainingSettings, became: Mapping[str, Any]) -> list[MakeTracker]:
+    """What begins, or continues, the run's records elsewhere."""
     options = settings.run
-    if options.wandb:
-        folder = Path(options.dump_path)
-        name = options.env_name or folder.absolute().name
-        monitor.add(partial(WeightsAndBiases, folder, options.wandb, name, {**flat(settings), **became}))
+    if not options.wandb:
+        return []
+    folder = Path(options.dump_path)
+    name = options.env_name or folder.absolute().name
+    return [partial(WeightsAndBiases, folder, options.wandb, name, {**flat(settings), **became})]
 
 
 def read_schedules(schedules: Mapping[str, Schedule], clock: Clock) -> None:
@@ -155,7 +156,7 @@ def train(
             say_memory(run, method, optimizer, monitor)
         checkpoints = store_of(settings, became, backbone_file)
         training = training_of(run, method, optimizer, schedules, monitor, checkpoints, evaluations)
-        which = options.resume
+        trackers, which = trackers_of(settings, became), options.resume
         read_schedules(schedules, run.clock)
         run.call.tell_unread()
         if options.dry_run:
@@ -166,6 +167,7 @@ def train(
         elif run.world.is_main:
             became = {**became, "precision": run.precision.name, "device": str(run.world.device)}
             write_settings(folder, run.call.command, run.call.given, flat(settings), became, run.world.size)
-        track(monitor, settings, became)
+        for tracker in trackers:
+            monitor.add(tracker)
         stopped_by = training.run()
     return 0 if stopped_by is None else 128 + stopped_by
