@@ -27,10 +27,17 @@ NEUTRAL_SETTINGS = (
     *("compile", "checkpoint_activations", "shard", "augment_on", "cache_images", "deterministic"),
     *("virtual_ranks", "ranks"),
     *("pretrained", "key", "teacher", "teacher_arch", "teacher_stem", "subset_file", "classifier_file"),
+    *("init", "init_key"),
     *("evaluate", "eval_only", "information_every", "information_images", "information_batch"),
 )
 # What settings were before there were flags for them
-_BEFORE = {"shuffle": "torch"}
+_BEFORE = {
+    "shuffle": "torch",
+    "init_sha256": "",
+    "lr_backbone_scale": 1.0,
+    "layer_decay": 1.0,
+    "freeze_backbone_epochs": 0,
+}
 # They change what is computed from here on, and may: a run says so and goes on. With them the number of processes.
 MAY_CHANGE = ("epochs", "iterations", "batch_size", "accumulate", "precision", "use_fp16")
 

@@ -58,6 +58,7 @@ class Training:
         virtual_ranks: ranks that each process plays, see :class:`src.engine.cast.Cast`; a step takes a batch for each.
         seed: of their random state.
         clip_norm: bound on the global gradient norm; 0 = none.
+        freeze_backbone_epochs: first epochs in which the optimiser leaves the backbone's weights alone.
         evaluations: what is judged between epochs; their named numbers are put together.
         log_every: steps between log lines.
         save_every: steps between checkpoints inside an epoch; 0 = at the end of each epoch only.
@@ -78,6 +79,7 @@ class Training:
     virtual_ranks: int = 1
     seed: int = 0
     clip_norm: float = 0.0
+    freeze_backbone_epochs: int = 0
     evaluations: Sequence[Evaluation] = ()
     log_every: int = 50
     save_every: int = 0
@@ -258,6 +260,9 @@ class Training:
             self.scaler.scale(outputs["loss"]).backward()
             outputs["loss"] = outputs["loss"].detach()
         self._bad_steps += ~torch.isfinite(outputs["loss"])
+        if self.clock.epoch < self.freeze_backbone_epochs:
+            for parameter in self.method.backbone.parameters():
+                parameter.grad = None  # which optimisers skip, momentum and weight decay included
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.method.parameters(), self.clip_norm)

@@ -1,10 +1,11 @@
 """Reads a backbone out of a checkpoint, with every entry accounted for."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ..checkpoints.layouts import backbone_in, family_of, resnet_in, weights_in
 from ..checkpoints.run_file import FORMAT, check_run
 from ..checkpoints.weights import require_finite, told_about
 from ..errors import UserError
-from . import zoo
+from . import hubs, zoo
 from .backbones import BackboneSpec, initialize
 
 # What --key may be for checkpoints of ours -> where those weights are: the first of these prefixes that some name has
@@ -48,6 +49,7 @@ class Pretrained:
         family: the method that trained it, as in src/layouts.py; "" if the file does not tell.
         head: the entries of the head on it, under the head's own names; empty for files without one.
         queue: a MoCo's queue of keys, (C, K), where the file has one.
+        others: names of the file's entries that are neither the backbone's nor the head's.
     """
 
     backbone: nn.Module
@@ -57,6 +59,7 @@ class Pretrained:
     family: str = ""
     head: Mapping[str, Tensor] = field(default_factory=dict)
     queue: Tensor | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def told(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def load_backbone(path: str | Path, spec: "BackboneSpec | Hints | None" = None, 
     """Reads a checkpoint of ours, or published weights in any of :data:`src.checkpoints.layouts.LAYOUTS`.
 
     Args:
-        path: the file, or a name of :data:`src.models.zoo.ZOO`.
+        path: the file, a name of :data:`src.models.zoo.ZOO`, or one that :func:`src.models.hubs.read` takes.
         spec: the architecture, or what the user says about it. Files of ours tell all of it, and the entries of ResNets
             all but the kind of a 3x3 stem.
         key: the entry of the file that holds the weights, see :func:`src.checkpoints.layouts.weights_in`.
@@ -77,45 +80,85 @@ def load_backbone(path: str | Path, spec: "BackboneSpec | Hints | None" = None, 
     says something else than ``spec``, and when neither says enough.
     """
     published = None if Path(path).exists() else zoo.ZOO.get(str(path))
-    path = zoo.located(path)
-    content = read_file(path)
-    settings = run_settings(content, path)
-    if settings is not None:
-        family = settings.get("family", settings["method"])
-        prefix = _prefix_of(content["state_dict"], key, path)
-        state = {n[len(prefix) :]: t for n, t in content["state_dict"].items() if n.startswith(prefix)}
-        origin = f"step {content['step']} of a {settings['method']} run"
-        named, head_prefixes = content["state_dict"], OWN_HEADS
-    else:
-        settings = told_about(content)
-        named = weights_in(content, path, key)
-        state, layout = backbone_in(named, path)
-        head_prefixes = layout.projector
-        family = settings.get("method") or (published.method if published else family_of(content, path, key))
-        origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
+    path = path if hubs.is_of_a_hub(str(path)) else zoo.located(path)
+    found = _found(path, key, published)
     spec = spec or Hints()
-    if published and spec.arch is None and not resnet_in(state):
+    if published and spec.arch is None and not resnet_in(found.state):
         spec = replace(spec, arch=published.arch)
-    spec = _spec_of(path, spec, settings, state)
+    spec = _spec_of(path, spec, found.settings, found.state)
     if published:
         _require_same(spec, published, path)
-    backbone = spec.build()
+    backbone, state = spec.build(), found.state
     # batch norm's counters, which no evaluation reads: old files and detectron2's have none, and torch does without
     counters = {n: t for n, t in backbone.state_dict().items() if n.endswith("num_batches_tracked") and n not in state}
-    state |= counters
+    state = with_positions_of(backbone, {**state, **counters})
     problem = describe_mismatch(backbone.state_dict(), state, path)
     if problem:
         raise UserError(f"{problem} ({spec.arch}); is --arch right?")
     require_finite(state, path)
     backbone.load_state_dict(state)
     backbone.eval()
-    description = f"{spec.arch} from {path}: {len(state) - len(counters)} entries ({origin})"
-    on_top = next((p for p in head_prefixes if any(name.startswith(p) for name in named)), None)
-    head = {n[len(on_top) :]: t for n, t in named.items() if n.startswith(on_top)} if on_top else {}
-    queue = named.get("queue")
-    if queue is not None and (queue.ndim != 2 or "queue_ptr" not in named):
+    description = f"{spec.arch} from {path}: {len(state) - len(counters)} entries ({found.origin})"
+    on_top = next((p for p in found.head_prefixes if any(name.startswith(p) for name in found.named)), None)
+    head = {n[len(on_top) :]: t for n, t in found.named.items() if n.startswith(on_top)} if on_top else {}
+    queue = found.named.get("queue")
+    if queue is not None and (queue.ndim != 2 or "queue_ptr" not in found.named):
         queue = None  # SwAV's is another thing
-    return Pretrained(backbone, spec, settings, description, family, head, queue)
+    others = [n for n in found.named if not (on_top and n.startswith(on_top)) and n not in found.of_backbone]
+    return Pretrained(backbone, spec, found.settings, description, found.family, head, queue, tuple(others))
+
+
+class _Found(NamedTuple):
+    """What a file holds: the backbone's entries under its own names, and all under the file's."""
+
+    state: dict[str, Tensor]
+    named: Mapping[str, Tensor]
+    of_backbone: frozenset[str]
+    head_prefixes: tuple[str, ...]
+    settings: Mapping[str, Any]
+    family: str
+    origin: str
+
+
+def _found(path: str | Path, key: str, published: zoo.Published | None) -> _Found:
+    if hubs.is_of_a_hub(str(path)):
+        entries = hubs.read(str(path))
+        return _Found(dict(entries), entries, frozenset(entries), (), told_about(entries), "", "without the classifier")
+    content = read_file(path)
+    settings = run_settings(content, path)
+    if settings is not None:
+        family = settings.get("family", settings["method"])
+        named = content["state_dict"]
+        prefix = _prefix_of(named, key, path)
+        state = {n[len(prefix) :]: t for n, t in named.items() if n.startswith(prefix)}
+        of_backbone = frozenset(n for n in named if n.startswith(prefix))
+        origin = f"step {content['step']} of a {settings['method']} run"
+        return _Found(state, named, of_backbone, OWN_HEADS, settings, family, origin)
+    settings = told_about(content)
+    named = weights_in(content, path, key)
+    state, layout = backbone_in(named, path)
+    of_backbone = frozenset(f"{layout.backbone}{name}" for name in state)
+    family = settings.get("method") or (published.method if published else family_of(content, path, key))
+    origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
+    return _Found(state, named, of_backbone, layout.projector, settings, family, origin)
+
+
+def with_positions_of(backbone: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same entries, with a transformer's position table resampled (bicubic, as timm does it) to the network's grid.
+
+    A network cut for 224 pixels thus takes the weights of one that was trained with another size.
+    """
+    own, given = getattr(backbone, "pos_embed", None), state.get("pos_embed")
+    if own is None or given is None or own.shape == given.shape or own.ndim != 3 or given.ndim != 3:
+        return state
+    first = int(getattr(backbone, "num_prefix_tokens", 1)) if not getattr(backbone, "no_embed_class", False) else 0
+    side = math.isqrt(own.shape[1] - first)
+    if own.shape[-1] != given.shape[-1] or math.isqrt(given.shape[1] - first) ** 2 != given.shape[1] - first:
+        return state
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    table = resample_abs_pos_embed(given.float(), [side, side], num_prefix_tokens=first)
+    return {**state, "pos_embed": table.to(given.dtype)}
 
 
 def _spec_of(
@@ -189,6 +232,8 @@ def fingerprint(network: nn.Module) -> str:
 
 def name_of_weights(path: str) -> str:
     """What to call a file: its name without the ending; of a run's checkpoint, with the run's folder before it."""
+    if hubs.is_of_a_hub(path):
+        return path.replace(":", "-").replace("/", "-")
     stem = Path(path).name.partition(".")[0]
     if stem not in ("checkpoint", "backbone") and not stem.startswith(("step-", "ckp-")):
         return stem

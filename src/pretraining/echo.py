@@ -44,6 +44,14 @@ def echo_model(run: Pretraining[S], monitor: Monitor, method: nn.Module, more: s
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     size = f"{trained / 1e6:.1f} M parameters{', ' if more else ''}{more}"
     monitor.say(f"model      {settings.method}, {settings.backbone.arch}, {size}, {run.precision.name}")
+    if run.initial:
+        for line in run.initial.said:
+            monitor.say(f"init       {line}")
+        for line in run.initial.warnings(settings.data.mean, settings.data.std):
+            monitor.warn(line)
+    frozen = settings.initial.freeze_backbone_epochs
+    if frozen:
+        monitor.say(f"frozen     the backbone's weights, in the first {frozen} epochs")
 
 
 def crops_in_words(views: Sequence[View]) -> str:

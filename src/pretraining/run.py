@@ -27,6 +27,7 @@ from ..parallel import launch
 from ..parallel.sharding import shard
 from ..settings import replaced
 from .images import cache_of, open_training, order_of, used_of
+from .initial import Initial
 from .settings import PretrainingSettings
 
 S = TypeVar("S", bound=PretrainingSettings)
@@ -45,6 +46,7 @@ class Pretraining(Generic[S]):
         images: those that are used.
         scale: the sizes that a method depends on.
         eval_view: how evaluated images are cut.
+        initial: the weights that the networks start from, if they are not random.
     """
 
     call: Call[S]
@@ -61,6 +63,7 @@ class Pretraining(Generic[S]):
     prepare: ToDevice
     scale: Scale
     eval_view: CentreView
+    initial: Initial | None = None
 
     @property
     def settings(self) -> S:
@@ -85,6 +88,7 @@ class Pretraining(Generic[S]):
             "shuffle": self.settings.data.order(len(self.images)),
             "eval_size": self.eval_view.size,
             "eval_resize": self.eval_view.resize,
+            "init_sha256": self.initial.sha256 if self.initial else "",
         }
 
 
@@ -119,6 +123,7 @@ def start(call: Call[S], views: Views, train_path: str | Path) -> Pretraining[S]
         workers=data.workers,
         pin_memory=world.device.type != "cpu",
     )
+    initial = settings.initial.load(settings.backbone)
     seed_everything(settings.run.seed, settings.run.deterministic)  # the weights are made next
     rows = len(batches) * batch_size
     scale = Scale(batch_size, ranks, len(images), rows, settings.run.seed, world.device, virtual_ranks)
@@ -141,6 +146,7 @@ def start(call: Call[S], views: Views, train_path: str | Path) -> Pretraining[S]
         ToDevice(world.device, data.mean, data.std),
         scale,
         settings.knn.view(settings.training_size, bicubic_evaluation(data.dataset)),
+        initial,
     )
 
 
@@ -152,8 +158,10 @@ def without_a_folder(settings: S) -> S:
 
 
 def place(run: Pretraining[S], method: Method) -> None:
-    """Brings a method to its device, with what :class:`SpeedSettings` ask for."""
+    """Brings a method to its device, with the weights that it starts from, and what :class:`SpeedSettings` ask for."""
     speed, world = run.settings.speed, run.world
+    if run.initial:
+        run.initial.fill(method)
     method.to(world.device)
     if not speed.shard:  # FSDP2 cuts up plain layouts only
         method.to(memory_format=torch.channels_last)

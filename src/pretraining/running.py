@@ -23,6 +23,7 @@ from ..engine.monitor import Monitor
 from ..engine.tracking import MakeTracker, WeightsAndBiases
 from ..evaluation.knn import KNNEvaluation
 from ..settings import flat
+from .initial import scale_rates
 from .memory import say_memory
 from .run import Pretraining, S
 from .settings import PretrainingSettings
@@ -118,6 +119,7 @@ def training_of(
         seed=options.seed,
         clip_norm=run.settings.plan.clip_norm,
         evaluations=evaluations,
+        freeze_backbone_epochs=run.settings.initial.freeze_backbone_epochs,
         log_every=options.log_every,
         save_every=options.save_every,
         max_steps=options.max_steps,
@@ -147,6 +149,7 @@ def train(
     settings, became = run.settings, {**run.derived(), **(derived or {}), "train_images": images}
     evaluations = [*online_knn(run, method), *evaluations]
     options, folder = settings.run, settings.run.dump_path
+    scale_rates(optimizer, method, settings.initial)
     with alone_in(folder), Monitor(folder, options.tensorboard) as monitor:
         monitor.say(run.call.command)
         if options.env_name:

@@ -17,6 +17,7 @@ from ..evaluation.knn import OnlineKNNSettings
 from ..models.backbones import BackboneSpec
 from ..parallel.launch import DeviceSettings
 from ..settings import Word, flat, replaced, setting
+from .initial import InitialSettings
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class PretrainingSettings:
     precision: PrecisionSettings = PrecisionSettings()
     speed: SpeedSettings = SpeedSettings()
     ranks: RankSettings = RankSettings()
+    initial: InitialSettings = InitialSettings()
 
     def virtual_ranks(self, processes: int) -> tuple[int, list[str]]:
         """Of each process; and a line for the user."""

@@ -71,6 +71,8 @@ ELSEWHERE = {
     "resume": "tests/checkpoints",
     "ranks": "tests/scripts/test_bad_input.py and test_recipes.py; refused with other numbers of processes",
     "env_name": "shown only",
+    **dict.fromkeys(("init", "init_key"), "tests/scripts/test_init.py; reads a file"),
+    "layer_decay": "tests/scripts/test_init.py; refused without layers",
     "dry_run": "tests/engine/test_footprint.py",
     "wandb": "tests/engine/test_tracking.py",
     "shuffle_window": "tests/data/test_remote_shards.py; of shards",
