@@ -34,6 +34,7 @@ lint: .venv/installed
 .venv/installed: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	env -u PIP_FIND_LINKS $(PIP) -e '.[pinned,dev]'
+	$(PIP) --no-deps trackio==0.43.0
 	touch $@
 
 clean:

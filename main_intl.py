@@ -210,13 +210,15 @@ def build_optimizer(settings: Settings, method: Intl) -> torch.optim.Optimizer:
     )
 
 
-def draw_spectrum(run: Pretraining[Settings], method: Intl) -> dict[str, float]:
+def draw_spectrum(run: Pretraining[Settings], method: Intl) -> dict[str, float | Path]:
     """``spectrum.png``: the eigenvalues of the last logged embeddings, before and after IterNorm."""
     own, before = run.settings.intl, method.embeddings_seen
     if run.world.is_main and len(before):
         after = iter_norm(before, own.iters, own.axis)
         curves = {"embedding": spectrum(before, own.axis), "after IterNorm": spectrum(after, own.axis)}
-        spectrum_curves(curves, Path(run.settings.run.dump_path) / "spectrum.png")
+        path = Path(run.settings.run.dump_path) / "spectrum.png"
+        spectrum_curves(curves, path)
+        return {"spectrum": path}
     return {}
 
 

@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 # Not part of what is computed: they differ from run to run.
-TIMINGS = ("images_per_second", "waiting_for_data")
+TIMINGS = ("images_per_second", "waiting_for_data", "peak_memory_gb")
 
 # Logged numbers that got another name on purpose: kind of record, old name -> new name
 RENAMED = {

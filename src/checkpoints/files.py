@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from ..errors import UserError
+from ..surroundings import commit, versions
 
 # What old checkpoints hold besides tensors, and what can only make values: parsed flags and numpy's numbers, whose
 # module had another name before numpy 2
@@ -110,7 +110,8 @@ def write_settings(
         "arguments": dict(arguments),
         "derived": dict(derived),
         "world_size": world_size,
-        "versions": {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
+        "versions": versions(),
+        "commit": commit(),
     }
     text = json.dumps(content, indent=2, sort_keys=True).encode()
     write_atomically(Path(folder) / "settings.json", lambda file: file.write(text))

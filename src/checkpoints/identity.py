@@ -20,7 +20,7 @@ NEUTRAL_SETTINGS = (
         "resume",
         "accept_changes",
         "env_name",
-        "wandb",
+        *("track", "project", "wandb"),
     ),
     *("device", "dist_url", "tensorboard", "max_steps", "log_every", "save_every", "keep_last", "checkpoint_freq"),
     *("knn_freq", "knn_k", "knn_rule", "knn_train_images", "eval_freq", "eval_size", "eval_resize", "enable_watch"),

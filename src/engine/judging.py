@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..clock import Clock
@@ -11,10 +12,13 @@ from .monitor import Monitor
 
 
 class Evaluation(NamedTuple):
-    """What judges the method (in eval mode) after every so many epochs, or steps, and after the last, on all ranks."""
+    """What judges the method (in eval mode) after every so many epochs, or steps, and after the last, on all ranks.
+
+    It gives named numbers, and paths of pictures that it has drawn.
+    """
 
     every: int
-    judge: Callable[[], Mapping[str, float]]
+    judge: Callable[[], "Mapping[str, float | Path]"]
     unit: str = "epoch"
 
 
@@ -47,10 +51,14 @@ class Judging:
         self.method.eval()
         shared = [b for n, b in self.method.named_buffers() if n not in self.method.per_rank_buffers]
         collectives.broadcast_(shared)
-        values: dict[str, float] = {}
+        found: dict[str, float | Path] = {}
         for evaluation in self.due(unit, done):
-            values |= evaluation.judge()
+            found |= evaluation.judge()
         self.method.train()
+        values = {name: value for name, value in found.items() if not isinstance(value, Path)}
+        for name, value in found.items():
+            if isinstance(value, Path):
+                self.monitor.picture(self.clock, name, value)
         if not values:
             return
         self.monitor.record(self.clock, "evaluation", values)

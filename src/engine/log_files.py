@@ -9,6 +9,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from ..errors import UserError
 
 
@@ -76,14 +79,27 @@ class Points:
         return SummaryWriter(str(self.folder))
 
     def write(self, values: Mapping[str, float], step: int) -> None:
+        def add(writer: Any) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._try(add)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        def add(writer: Any) -> None:
+            with Image.open(path) as picture:
+                writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+        self._try(add)
+
+    def _try(self, add: Callable[[Any], None]) -> None:
         if self._writer is None:
             return
         try:
             if not self.folder.exists():
                 self._complain(f"{self.folder} is gone; it is begun anew")
                 self._writer = self._open()
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            add(self._writer)
         except Exception as error:  # its writing thread raises what it met, later
             self._complain(f"cannot write {self.folder}: {error}; the run goes on without it")
             self._writer = None

@@ -26,6 +26,7 @@ from ..parallel import collectives
 from ..parallel.agreement import Agreement
 from ..parallel.gradients import averaging_gradients
 from ..parallel.sharding import is_sharded
+from ..surroundings import peak_memory
 from .cast import Cast
 from .diagnostics import HealthMonitor
 from .finite import all_finite_everywhere, tensors_in
@@ -301,6 +302,7 @@ class Training:
             values[option] = schedule(clock)
         values["images_per_second"] = rate
         values["waiting_for_data"] = interval.waited / seconds
+        values["peak_memory_gb"] = peak_memory(self.device)
         self.monitor.record(clock, "train", values)
         self.monitor.describe(f"epoch {clock.epoch + 1}/{clock.epochs} loss {values['loss']:.3f}")
         self.monitor.say(
@@ -308,7 +310,7 @@ class Training:
             f"loss {values['loss']:.4f}  lr {number(values.get('lr', math.nan))}  {rate:.0f} img/s  "
             f"waiting for data {100 * values['waiting_for_data']:.0f} %  left {duration(left)}"
         )
-        timings = {"loss", "images_per_second", "waiting_for_data", *self.schedules}
+        timings = {"loss", "images_per_second", "waiting_for_data", "peak_memory_gb", *self.schedules}
         rest = {name: value for name, value in values.items() if name not in timings}
         if rest:
             prefix = "  health: " if self.health.checks else "  "

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..clock import Clock
 from ..errors import UserError
 from ..parallel import collectives
-from .log_files import Lines, Points
+from .log_files import Lines
 from .tracking import MakeTracker, Tracker
 
 T = TypeVar("T")
@@ -47,17 +47,16 @@ def progress_bar(iterable: Iterable[T] = (), what: str = "") -> "tqdm[T]":
 class Monitor:
     """Prints and records on the main rank; silent on the others, except for warnings.
 
-    Writes to the run's folder: ``train.log`` (the printed lines), ``log.jsonl`` (one object a log line), and
-    ``tensorboard/``. After a resume the files are appended to, and steps that are repeated stand in them twice;
-    :func:`read_log` keeps the later ones.
+    Writes to the run's folder: ``train.log`` (the printed lines) and ``log.jsonl`` (one object a log line). After a
+    resume the files are appended to, and steps that are repeated stand in them twice; :func:`read_log` keeps the later
+    ones.
 
     Args:
         folder: the run's; None writes no files.
-        tensorboard: also write event files.
         bar: show a progress bar; by default on a terminal only.
     """
 
-    def __init__(self, folder: str | Path | None, tensorboard: bool = False, bar: bool | None = None) -> None:
+    def __init__(self, folder: str | Path | None, bar: bool | None = None) -> None:
         self._file: Lines | None = None
         self._json: Lines | None = None
         self._trackers: list[Tracker] = []
@@ -70,11 +69,9 @@ class Monitor:
             raise UserError(f"cannot write to {folder}: it is a file")
         self._file = Lines(Path(folder) / "train.log", self._complain)
         self._json = Lines(Path(folder) / "log.jsonl", self._complain)
-        if tensorboard:
-            self._trackers.append(Points(Path(folder) / "tensorboard", self._complain))
 
     def add(self, make: MakeTracker) -> None:
-        """Hands all numbers from here on to another tracker, too, on the main rank.
+        """Hands all numbers and pictures from here on to another tracker, too, on the main rank.
 
         It is made by ``make``, of the function that says what goes wrong.
         """
@@ -122,6 +119,11 @@ class Monitor:
             self._json.write(json.dumps(line))
         for tracker in self._trackers:
             tracker.write({f"{kind}/{name}": value for name, value in values.items()}, clock.step)
+
+    def picture(self, clock: Clock, name: str, path: Path) -> None:
+        """A picture that was drawn, for trackers that show some."""
+        for tracker in self._trackers:
+            tracker.picture(name, path, clock.step)
 
     def has_recorded(self, clock: Clock, kind: str) -> bool:
         """Whether the main rank's log has a record of this kind for this step; on every rank."""

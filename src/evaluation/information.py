@@ -119,10 +119,11 @@ def watch_information(
         xt, ty = information(outputs, labels, bins, compatible)
         return {"information_xt": xt, "information_ty": ty}
 
-    def draw() -> dict[str, float]:
+    def draw() -> dict[str, float | Path]:
         if collectives.is_main():
             records = [r for r in read_log(folder / "log.jsonl", "evaluation") if "information_xt" in r]
             information_plane(records, folder / "information.png")
+            return {"information": folder / "information.png"}
         return {}
 
     return [Evaluation(own.information_every, measure, "step"), Evaluation(eval_freq, draw)]

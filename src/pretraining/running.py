@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from ..engine.judging import Evaluation
 from ..engine.loop import Schedule, Training
 from ..engine.method import Method
 from ..engine.monitor import Monitor
-from ..engine.tracking import MakeTracker, WeightsAndBiases
+from ..engine.tracking import MakeTracker
 from ..evaluation.knn import KNNEvaluation
 from ..settings import flat
+from ..surroundings import commit, versions
 from .initial import scale_rates
 from .memory import say_memory
 from .run import Pretraining, S
@@ -76,12 +76,10 @@ def store_of(settings: PretrainingSettings, became: Mapping[str, Any], backbone_
 
 def trackers_of(settings: PretrainingSettings, became: Mapping[str, Any]) -> list[MakeTracker]:
     """What begins, or continues, the run's records elsewhere."""
-    options = settings.run
-    if not options.wandb:
-        return []
-    folder = Path(options.dump_path)
-    name = options.env_name or folder.absolute().name
-    return [partial(WeightsAndBiases, folder, options.wandb, name, {**flat(settings), **became})]
+    folder = Path(settings.run.dump_path)
+    name = settings.run.env_name or folder.absolute().name
+    around = {"commit": commit(), "versions": versions()}
+    return settings.tracking.trackers(folder, name, {**flat(settings), **became, **around})
 
 
 def read_schedules(schedules: Mapping[str, Schedule], clock: Clock) -> None:
@@ -150,7 +148,7 @@ def train(
     evaluations = [*online_knn(run, method), *evaluations]
     options, folder = settings.run, settings.run.dump_path
     scale_rates(optimizer, method, settings.initial)
-    with alone_in(folder), Monitor(folder, options.tensorboard) as monitor:
+    with alone_in(folder), Monitor(folder) as monitor:
         monitor.say(run.call.command)
         if options.env_name:
             monitor.say(f"run        {options.env_name}")

@@ -12,6 +12,7 @@ from ..data.decoding import Decoding
 from ..data.splits import name_of_data
 from ..engine.method import Scale
 from ..engine.precision import PrecisionSettings
+from ..engine.tracking import TrackSettings
 from ..errors import UserError
 from ..evaluation.knn import OnlineKNNSettings
 from ..models.backbones import BackboneSpec
@@ -42,12 +43,7 @@ class RunSettings:
         "with other settings is refused",
         empty=True,
     )
-    env_name: str = setting("", "name of the run; shown in its first lines and with --wandb")
-    wandb: str = setting(
-        "",
-        "also record the run at Weights & Biases, in the project of this name (pip install wandb); with "
-        "WANDB_MODE=offline in the run's folder",
-    )
+    env_name: str = setting("", "name of the run; shown in its first lines and by --track")
     seed: int = setting(31, "seed of the initial weights and of every draw", at_least=0, at_most=2**32 - 1)
     checkpoint_freq: int = setting(25, "keep a checkpoint every so many epochs", at_least=1, at_most=1e9)
     keep_last: int = setting(2, "number of newest checkpoints that are kept besides", at_least=1, at_most=1e9)
@@ -62,7 +58,6 @@ class RunSettings:
         "trained or written",
         switch=True,
     )
-    tensorboard: bool = setting(True, "write TensorBoard event files")
     deterministic: bool = setting(
         False,
         "use only deterministic GPU kernels: slower, and needed there for a bit-exact resume",
@@ -171,6 +166,7 @@ class PretrainingSettings:
     data: TrainingDataSettings = TrainingDataSettings()
     backbone: BackboneSpec = BackboneSpec()
     run: RunSettings = RunSettings()
+    tracking: TrackSettings = TrackSettings()
     knn: OnlineKNNSettings = OnlineKNNSettings()
     device: DeviceSettings = DeviceSettings()
     precision: PrecisionSettings = PrecisionSettings()

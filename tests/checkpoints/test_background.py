@@ -92,14 +92,16 @@ def test_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
 def test_a_failed_write_is_told_at_the_next_step(tmp_path, monkeypatch):
     training = make(tmp_path, save_every=2)
-    failed = threading.Event()
+    begun, failed = threading.Event(), threading.Event()
 
     def full(path, write):
+        begun.wait(10)
         failed.set()
         raise UserError(f"cannot write {path}: No space left on device")
 
     def before_step(clock):
         if clock.step == 2:
+            begun.set()
             assert failed.wait(10)
             training.saving.store._background._ended.wait(10)
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import sys
+from functools import partial
 
 from src.clock import Clock
 from src.engine import log_files
@@ -48,7 +49,8 @@ def test_a_full_disk_is_said_once(tmp_path, monkeypatch, how):
 
 
 def test_a_deleted_folder_is_made_again_and_said(tmp_path, capsys):
-    monitor = Monitor(tmp_path / "run", tensorboard=True)
+    monitor = Monitor(tmp_path / "run")
+    monitor.add(partial(Points, tmp_path / "run" / "tensorboard"))
     monitor.record(Clock(4, 2), "train", {"loss": 1.0})
     shutil.rmtree(tmp_path / "run")
     clock = Clock(4, 2, step=1)

@@ -1,15 +1,21 @@
-"""Weights & Biases, the real package, offline: a run is recorded, and goes on with the same record."""
+"""Records elsewhere, by the real packages, offline: a run is recorded, and goes on with the same record."""
 
+import json
+import math
 import re
+import sqlite3
 import sys
 
-from src.engine.monitor import read_log
-from src.engine.tracking import WeightsAndBiases
+from src.clock import Clock
+from src.engine.monitor import Monitor, read_log
+from src.engine.tracking import Trackio, TrackSettings, WeightsAndBiases
 from src.errors import UserError
 from tests.helpers import run
 from tests.scripts.test_main_swav import command
 
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def entries(path):
@@ -70,10 +76,101 @@ def test_a_run_that_goes_on_keeps_its_record(patches, tmp_path, monkeypatch):
     assert len(ours) >= 6
 
 
-def test_what_is_missing_gets_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
-        WeightsAndBiases(tmp_path, "p", "n", {}, print)
+@pytest.fixture
+def trackio_folder(tmp_path, monkeypatch):
+    """Where the data base is; the package reads its variable when it is imported."""
+    folder = tmp_path / "trackio"
+    monkeypatch.setenv("TRACKIO_DIR", str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)
+    return folder
+
+
+def trackio_runs(folder, project):
+    """Run -> its lines, from the data base itself."""
+    ((path),) = folder.glob(f"{project}*.db")
+    with sqlite3.connect(path) as base:
+        rows = base.execute("select run_name, step, metrics from metrics order by id").fetchall()
+    found = {}
+    for name, step, text in rows:
+        found.setdefault(name, []).append((step, json.loads(text)))
+    return found
+
+
+def test_trackio_goes_on_with_its_record(tmp_path, trackio_folder):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8), (250, 0, 0)).save(path)
+    said = []
+    for step in (1, 2):
+        tracker = Trackio(tmp_path / "run", "pictures", "first try", {"lr": 0.1, "sizes": (1, 2)}, said.append)
+        tracker.write({"train/loss": 2.5 + step, "train/bad": math.nan}, step)
+        tracker.picture("crops", path, step)
+        tracker.close()
+    assert not said
+    ((name, lines),) = trackio_runs(trackio_folder, "pictures").items()
+    assert name.startswith("first try-")
+    assert (tmp_path / "run" / "trackio.id").read_text() == name
+    assert [(step, line["train/loss"]) for step, line in lines if "train/loss" in line] == [(1, 3.5), (2, 4.5)]
+    assert len([line for _, line in lines if "crops" in line]) == 2
+    assert len(list(trackio_folder.rglob("*.png"))) == 2
+    other = Trackio(tmp_path / "other", "pictures", "first try", {}, said.append)
+    other.write({"train/loss": 1.0}, 1)
+    other.close()
+    assert len(trackio_runs(trackio_folder, "pictures")) == 2  # another folder is another run
+
+
+def test_every_tracker_takes_numbers_and_pictures(tmp_path, monkeypatch, trackio_folder, capsys):
+    """The settings, commit and versions with them; and what a run of one method hands over arrives."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8), (250, 0, 0)).save(path)
+    settings = TrackSettings(("tensorboard", "wandb", "trackio"), project="all")
+    with Monitor(tmp_path / "run") as monitor:
+        for make in settings.trackers(tmp_path / "run", "name", {"lr": 0.1, "commit": "abc"}):
+            monitor.add(make)
+        clock = Clock(2, 2)
+        monitor.record(clock, "train", {"loss": 2.0})
+        monitor.picture(clock, "crops", path)
+    assert not capsys.readouterr().err
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert events.Scalars("train/loss")[0].value == 2.0
+    assert (events.Images("crops")[0].width, events.Images("crops")[0].height) == (8, 8)
+    ((record),) = records(tmp_path / "run").values()
+    assert record["project"] == "all"
+    assert any("crops" in line or "crops/path" in line for line in record["lines"])
+    assert any("train/loss" in line for line in record["lines"])
+    assert trackio_runs(trackio_folder, "all")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        (TrackSettings(), ["Points"]),
+        (TrackSettings(tensorboard=False), []),
+        (TrackSettings(("none",)), []),
+        (TrackSettings(("none",), wandb="p"), ["WeightsAndBiases"]),
+        (TrackSettings(tensorboard=False, wandb="p"), ["WeightsAndBiases"]),
+        (TrackSettings(("wandb", "trackio")), ["WeightsAndBiases", "Trackio"]),
+        (TrackSettings(("wandb",), wandb="p"), ["WeightsAndBiases"]),
+    ],
+)
+def test_which_trackers_there_are(tmp_path, settings, kinds):
+    makers = settings.trackers(tmp_path, "n", {})
+    assert [make.func.__name__ for make in makers] == kinds
+    projects = [make.args[1] for make in makers if make.func is WeightsAndBiases]
+    assert projects == [settings.wandb or settings.project for _ in projects]
+
+
+def test_none_goes_with_nothing_else(tmp_path):
+    with pytest.raises(UserError, match="--track none wandb: none goes with nothing else"):
+        TrackSettings(("none", "wandb")).trackers(tmp_path, "n", {})
+
+
+@pytest.mark.parametrize("kind", [WeightsAndBiases, Trackio])
+def test_what_is_missing_gets_one_line(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, kind.package, None)
+    with pytest.raises(UserError, match=f"--track {kind.package} needs a package: pip install {kind.package}"):
+        kind(tmp_path, "p", "n", {}, print)
 
 
 def test_nobody_logged_in_gets_one_line(tmp_path, monkeypatch):

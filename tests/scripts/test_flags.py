@@ -74,7 +74,7 @@ ELSEWHERE = {
     **dict.fromkeys(("init", "init_key"), "tests/scripts/test_init.py; reads a file"),
     "layer_decay": "tests/scripts/test_init.py; refused without layers",
     "dry_run": "tests/engine/test_footprint.py",
-    "wandb": "tests/engine/test_tracking.py",
+    **dict.fromkeys(("track", "project", "tensorboard", "wandb"), "tests/engine/test_tracking.py"),
     "shuffle_window": "tests/data/test_remote_shards.py; of shards",
     "shard": "tests/parallel/test_sharding.py; refused without processes",
 }
