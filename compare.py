@@ -16,10 +16,11 @@ from src.checkpoints.files import write_atomically
 from src.checkpoints.identity import NEUTRAL_SETTINGS
 from src.engine.monitor import number, read_log
 from src.errors import UserError
+from src.evaluation.scores import SCORES
 from src.plots import comparison
 from src.settings import setting
 
-RESULTS = ("knn.json", "linear.json", "semisup.json", "cluster.json")
+RESULTS = ("knn.json", "linear.json", "semisup.json", "cluster.json", "scores.json")
 
 
 class Run(NamedTuple):
@@ -79,6 +80,10 @@ def _read(folder: Path) -> Run:
     for name in {name: None for record in evaluations for name in record if name.endswith("top1")}:
         series = [record[name] for record in evaluations if record.get(name) is not None]
         values[f"online {name.replace('_', ' ')}"] = f"{series[-1]:.2f} (best {max(series):.2f})"
+    for score in SCORES:
+        series = [record[score.name] for record in evaluations if record.get(score.name) is not None]
+        if series:
+            values[f"online {score.title}"] = number(series[-1])
     for result in RESULTS:
         if (folder / result).exists():
             values |= columns_of(result, read_json(folder / result))
@@ -91,6 +96,9 @@ def columns_of(result: str, content: dict[str, Any]) -> dict[str, str]:
     """The columns of one file of results."""
     if result == "knn.json":
         return {f"{k}-NN": f"{values['top1']:.2f}" for k, values in content["knn"].items()}
+    if result == "scores.json":
+        titles = {score.name: score.title for score in SCORES}
+        return {titles[name]: number(value) for name, value in content["scores"].items() if value is not None}
     if result == "cluster.json":
         return {name: f"{value:.2f}" for name, value in content["scores"].items() if value is not None}
     rate, best = max(content["lr"].items(), key=lambda item: item[1]["top1"])

@@ -17,8 +17,8 @@ from src.methods import disco, swav_disco
 from src.parallel import sync_bn
 from src.parallel.launch import World
 from src.pretraining import images as opening
+from src.pretraining import online, running
 from src.pretraining import run as starting
-from src.pretraining import running
 from src.settings import flat
 
 import torch
@@ -158,10 +158,10 @@ def _without_the_world(
     with contextlib.ExitStack() as stack:
         for owner, name, stand_in in (
             (pretraining, "start", start),
-            (running, "open_images", answer(images)),
+            (online, "open_images", answer(images)),
             (opening, "open_images", answer(images)),
-            (running, "open_labelled", answer(images)),
-            (running, "find_val_beside", lambda *_: "val"),
+            (online, "open_labelled", answer(images)),
+            (online, "find_val_beside", lambda *_: "val"),
             (running, "Training", capture),
             (running, "Monitor", monitor),
             (running, "alone_in", lambda _: contextlib.nullcontext()),

@@ -104,7 +104,8 @@ class ViewDataset(Dataset[Sample]):
     evaluations it is left out.
 
     Args:
-        source, views: every view of every image, by epoch where they change. Either all are drawn or none is.
+        source, views: every view of every image, by epoch where they change. With colours on the device either all
+            are drawn or none is.
         seed: of the draws.
         colours_on_device: cut the views only, and send the draws along for :class:`ToDevice` to apply.
         replace: whether images that cannot be read are replaced.
@@ -143,8 +144,10 @@ class ViewDataset(Dataset[Sample]):
             return Sample([], UNLABELLED, index, unreadable)
         crops, draws = found
         drawn = [draw for draw in draws if draw is not None]
-        if not self.colours_on_device and drawn:
-            crops = [apply_to_image(crop, draw) for crop, draw in zip(crops, drawn, strict=True)]
+        if not self.colours_on_device:
+            crops = [
+                crop if draw is None else apply_to_image(crop, draw) for crop, draw in zip(crops, draws, strict=True)
+            ]
         label = int(self.source.labels[index])
         places = [(*draw[:4], draw.flip) for draw in drawn]  # top, left, height, width
         return Sample(crops, label, index, unreadable, drawn if self.colours_on_device else None, places or None)
@@ -283,12 +286,14 @@ def make_loader(
 
 
 def loader_of(
-    source: ImageSource, view: View, batch_size: int, workers: int, device: torch.device
+    source: ImageSource, view: View | Sequence[View], batch_size: int, workers: int, device: torch.device
 ) -> "DataLoader[Batch]":
-    """One deterministic view of every image, each rank its share: what evaluations read."""
+    """One deterministic view of every image, or several that are drawn alike each time, each rank its share: what
+    evaluations read."""
     world, rank = collectives.world_size(), collectives.rank()
+    views = list(view) if isinstance(view, Sequence) else [view]
     return make_loader(
-        ViewDataset(source, [view], replace=False),
+        ViewDataset(source, views, replace=False),
         SequentialBatches(len(source), batch_size, rank=rank, world_size=world),
         workers=workers,
         pin_memory=device.type != "cpu",

@@ -62,5 +62,10 @@ class Judging:
         if not values:
             return
         self.monitor.record(self.clock, "evaluation", values)
-        listing = "  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items())
+        listing = "  ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in values.items())
         self.monitor.say(f"after {unit} {done}: {listing}")
+
+
+def _shown(value: float) -> str:
+    """Two decimals, or four digits of what is less than 1."""
+    return f"{value:.4g}" if 0 < abs(value) < 1 else f"{value:.2f}"

@@ -45,7 +45,7 @@ def used(count: int, unreadable: Sequence[str]) -> str:
 
 @torch.no_grad()
 def extract_features(backbone: nn.Module, loader: "DataLoader[Batch]", prepare: ToDevice, what: str = "") -> Features:
-    """Runs the backbone, in eval mode, once over a loader of single deterministic views.
+    """Runs the backbone, in eval mode, once over a loader; features of several views of an image stand in one row.
 
     Images that cannot be read are left out, with a warning. Raises UserError if there are no others.
 
@@ -66,7 +66,8 @@ def extract_features(backbone: nn.Module, loader: "DataLoader[Batch]", prepare: 
         unreadable += batch.unreadable
         if len(batch):
             batch = prepare(batch)
-            rows.append((backbone(batch.crops[0]).float(), batch.labels, batch.indices))
+            seen = [backbone(crop).float() for crop in batch.crops]
+            rows.append((torch.cat(seen, dim=1) if len(seen) > 1 else seen[0], batch.labels, batch.indices))
     backbone.train(was_training)
     unreadable = warn_unreadable(unreadable)
     features = collectives.all_gather_rows(_joined([row[0] for row in rows], prepare.device))

@@ -5,17 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.loading import loader_of
-from ..data.source import ImageSource, as_classes_of, labelled
-from ..data.to_device import ToDevice
-from ..data.views import CentreView, View
+from ..data.views import CentreView
 from ..errors import UserError
 from ..parallel import collectives
 from ..settings import setting
-from .features import extract_features
+from .features import Features
 
 
 @dataclass(frozen=True)
@@ -147,42 +144,10 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     return 100.0 * hits.float().mean().item()
 
 
-@dataclass
-class KNNEvaluation:
-    """kNN accuracy of a backbone from one set of images to another: what training shows while it runs.
-
-    Attributes:
-        train, test: labelled images.
-        view: the deterministic view of both.
-        k: neighbours.
-        majority: by :func:`nearest_majority` instead of :func:`knn_predict`.
-    """
-
-    train: ImageSource
-    test: ImageSource
-    view: View
-    prepare: ToDevice
-    k: int = 20
-    batch_size: int = 256
-    workers: int = 2
-    majority: bool = False
-
-    def __post_init__(self) -> None:
-        self.train = labelled(self.train)
-        self.test = as_classes_of(self.train, self.test)
-        if self.k > len(self.train):
-            raise UserError(f"--knn_k {self.k}: only {len(self.train)} training images")
-
-    def __call__(self, backbone: nn.Module) -> dict[str, float]:
-        device = self.prepare.device
-        banks = [
-            extract_features(
-                backbone, loader_of(source, self.view, self.batch_size, self.workers, device), self.prepare, "kNN"
-            )
-            for source in (self.train, self.test)
-        ]
-        train, test = banks
-        rule = nearest_majority if self.majority else knn_predict
-        predict = partial(rule, train.features, train.labels, ks=[self.k], num_classes=len(self.train.classes))
-        scores = over_ranks(predict, test.features)[self.k]
-        return {"knn_top1": top_k_accuracy(scores, test.labels, 1)}
+def knn_accuracy(
+    train: Features, test: Features, num_classes: int, *, k: int = 20, majority: bool = False
+) -> dict[str, float]:
+    """Percent of the test images, by :func:`nearest_majority` or :func:`knn_predict`, each rank a part of them."""
+    rule = nearest_majority if majority else knn_predict
+    predict = partial(rule, train.features, train.labels, ks=[k], num_classes=num_classes)
+    return {"knn_top1": top_k_accuracy(over_ranks(predict, test.features)[k], test.labels, 1)}

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -141,6 +141,37 @@ def open_weights(settings: EvaluationSettings) -> Pretrained:
     return Pretrained(random_backbone(spec, judged.seed), spec, {}, description)
 
 
+class Shown(NamedTuple):
+    """How images are shown to a backbone: the crop, the short side before it, normalising, decoding."""
+
+    size: int
+    resize: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    decoding: Decoding
+
+
+def how_shown(
+    settings: EvaluationSettings, weights: Pretrained, std: Sequence[float] = SWAV_STD, whole_image: bool = False
+) -> Shown:
+    """By the flags where given, else by the run that made the checkpoint, else as ImageNet's, with ``std``."""
+    of_run, data, judged = weights.settings, settings.data, settings.judged
+    size = judged.crop_size or of_run.get("eval_size", 224)
+    resize = (
+        judged.resize
+        or (size if whole_image else None)
+        or (of_run.get("eval_resize") if not judged.crop_size else None)
+        or round(size * 256 / 224)
+    )
+    channels = weights.spec.channels
+    mean = data.mean or of_run.get("mean") or usual(channels, IMAGENET_MEAN, 0.5)
+    std = data.std or of_run.get("std") or usual(channels, std, 0.25)
+    check_channels(mean, std, channels)
+    exif, levels = data.exif_orientation, data.value_range or of_run.get("value_range")
+    turned = of_run.get("exif_orientation", True) if exif is None else exif
+    return Shown(size, resize, mean, std, Decoding(turned, tuple(levels) if levels else None, channels))
+
+
 def open_subject(
     settings: EvaluationSettings,
     weights: Pretrained,
@@ -151,39 +182,24 @@ def open_subject(
 ) -> Subject:
     """Opens the images and brings the backbone to its device.
 
-    Crop size, mean and standard deviation come from the flags where given, else from the run that made the
-    checkpoint, else they are ImageNet's, with ``std``. ``bicubic`` None is as the papers do it with the data set. With
+    They are shown as :func:`how_shown` says. ``bicubic`` None is as the papers do it with the data set. With
     ``whole_image`` test images are resized to the crop.
     """
-    of_run, data, judged = weights.settings, settings.data, settings.judged
-    size = judged.crop_size or of_run.get("eval_size", 224)
-    resize = (
-        judged.resize
-        or (size if whole_image else None)
-        or (of_run.get("eval_resize") if not judged.crop_size else None)
-        or round(size * 256 / 224)
-    )
+    data, judged = settings.data, settings.judged
+    shown = how_shown(settings, weights, std, whole_image)
     if collectives.is_main():
         require_writable(judged.dump_path)
-    channels = weights.spec.channels
-    mean = data.mean or of_run.get("mean") or usual(channels, IMAGENET_MEAN, 0.5)
-    std = data.std or of_run.get("std") or usual(channels, std, 0.25)
-    check_channels(mean, std, channels)
-    exif, levels = data.exif_orientation, data.value_range or of_run.get("value_range")
-    decoding = Decoding(
-        of_run.get("exif_orientation", True) if exif is None else exif, tuple(levels) if levels else None, channels
-    )
-    train, test = open_train_and_test(data.dataset, data.data_path, data.how(decoding, judged.dump_path))
+    train, test = open_train_and_test(data.dataset, data.data_path, data.how(shown.decoding, judged.dump_path))
     for which, source in (("training", train), ("test", test)):
         if source.left_out and collectives.is_main():
             print(f"warning: left out beside the {which} images: {'; '.join(source.left_out)}", file=sys.stderr)
     backbone = weights.backbone.to(device).to(memory_format=torch.channels_last)
-    prepare = ToDevice(device, mean, std)
+    prepare = ToDevice(device, shown.mean, shown.std)
     return Subject(
         backbone,
         train,
         test,
-        CentreView(size, resize, bicubic_evaluation(data.dataset) if bicubic is None else bicubic),
+        CentreView(shown.size, shown.resize, bicubic_evaluation(data.dataset) if bicubic is None else bicubic),
         prepare,
         weights.description,
     )

@@ -10,55 +10,20 @@ import torch
 from ..checkpoints.files import write_settings
 from ..checkpoints.store import CheckpointStore
 from ..clock import Clock
-from ..data.datasets import How, open_images, open_labelled
 from ..data.fingerprint import agreed_fingerprint
-from ..data.source import ImageSource, evenly_spread, require_labels
-from ..data.splits import find_val_beside, is_own
 from ..engine.alone import alone_in
 from ..engine.judging import Evaluation
 from ..engine.loop import Schedule, Training
 from ..engine.method import Method
 from ..engine.monitor import Monitor
 from ..engine.tracking import MakeTracker
-from ..evaluation.knn import KNNEvaluation
 from ..settings import flat
 from ..surroundings import commit, versions
 from .initial import scale_rates
 from .memory import say_memory
+from .online import online
 from .run import Pretraining, S
 from .settings import PretrainingSettings
-
-
-def validation_images(run: Pretraining[S]) -> ImageSource:
-    """The labelled images of ``--val_path``, or of the folder beside the training images."""
-    data, val_path = run.settings.data, run.settings.knn.val_path
-    how = data.how(run.settings.decoding, run.settings.run.dump_path)
-    if is_own(data.dataset):
-        return open_labelled(data.dataset, val_path or find_val_beside(data.dataset, run.train_path), how)
-    return open_images(data.dataset, run.train_path, "test", how)
-
-
-def online_knn(run: Pretraining[S], method: Method) -> list[Evaluation]:
-    """kNN from the training images to the validation images every ``--knn_freq`` epochs; nothing when that is 0."""
-    data, knn = run.settings.data, run.settings.knn
-    if not knn.knn_freq:
-        return []
-    val = validation_images(run)
-    if is_own(data.dataset):
-        require_labels(run.source, run.train_path)
-        train = run.source
-    else:
-        train = open_images(data.dataset, run.train_path, "train", How(run.settings.decoding))
-    evaluation = KNNEvaluation(
-        evenly_spread(train, knn.knn_train_images),
-        val,
-        run.eval_view,
-        run.prepare,
-        k=knn.knn_k,
-        workers=data.workers,
-        majority=knn.knn_rule == "majority",
-    )
-    return [Evaluation(knn.knn_freq, lambda: evaluation(method.backbone))]
 
 
 def store_of(settings: PretrainingSettings, became: Mapping[str, Any], backbone_file: str | None) -> CheckpointStore:
@@ -145,7 +110,7 @@ def train(
     """
     images = agreed_fingerprint(run.images, run.train_path)
     settings, became = run.settings, {**run.derived(), **(derived or {}), "train_images": images}
-    evaluations = [*online_knn(run, method), *evaluations]
+    evaluations = [*online(run, method), *evaluations]
     options, folder = settings.run, settings.run.dump_path
     scale_rates(optimizer, method, settings.initial)
     with alone_in(folder), Monitor(folder) as monitor:

@@ -15,6 +15,7 @@ from ..engine.precision import PrecisionSettings
 from ..engine.tracking import TrackSettings
 from ..errors import UserError
 from ..evaluation.knn import OnlineKNNSettings
+from ..evaluation.online import OnlineSettings
 from ..models.backbones import BackboneSpec
 from ..parallel.launch import DeviceSettings
 from ..settings import Word, flat, replaced, setting
@@ -168,6 +169,7 @@ class PretrainingSettings:
     run: RunSettings = RunSettings()
     tracking: TrackSettings = TrackSettings()
     knn: OnlineKNNSettings = OnlineKNNSettings()
+    online: OnlineSettings = OnlineSettings()
     device: DeviceSettings = DeviceSettings()
     precision: PrecisionSettings = PrecisionSettings()
     speed: SpeedSettings = SpeedSettings()

@@ -6,7 +6,8 @@ from src.data.to_device import ToDevice
 from src.data.views import CentreView, Picture
 from src.errors import UserError
 from src.evaluation.features import extract_features
-from src.evaluation.knn import KNNEvaluation, knn_predict, nearest_majority, over_ranks, top_k_accuracy
+from src.evaluation.knn import knn_accuracy, knn_predict, nearest_majority, over_ranks, top_k_accuracy
+from src.evaluation.online import LabelledEvaluation
 from src.parallel import collectives
 from tests.helpers import on_ranks
 
@@ -57,7 +58,8 @@ def test_the_majority_rule_is_scikit_learns_with_ties_to_the_smallest_class(k):
 def test_training_judges_by_either_rule(patches, majority):
     backbone = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
     train, test = FolderImages(patches / "train"), FolderImages(patches / "test")
-    evaluation = KNNEvaluation(train, test, VIEW, PREPARE, k=5, batch_size=16, workers=0, majority=majority)
+    judge = partial(knn_accuracy, k=5, majority=majority)
+    evaluation = LabelledEvaluation(train, test, VIEW, PREPARE, [judge], batch_size=16, workers=0)
     (x, y, *_), (z, labels, *_) = (
         extract_features(backbone, loader_of(s, VIEW, 16, 0, torch.device("cpu")), PREPARE) for s in (train, test)
     )
@@ -131,11 +133,11 @@ def test_extraction_uses_eval_mode_and_restores_the_mode(patches):
 
 def test_online_evaluation(patches):
     train, test = FolderImages(patches / "train"), FolderImages(patches / "test")
-    evaluation = KNNEvaluation(train, test, VIEW, PREPARE, k=5, workers=0)
+    evaluation = LabelledEvaluation(train, test, VIEW, PREPARE, [partial(knn_accuracy, k=5)], workers=0)
     values = evaluation(nn.Flatten())
     assert set(values) == {"knn_top1"}
     assert 25 < values["knn_top1"] <= 100  # four classes that differ in colour
-    perfect = KNNEvaluation(train, train, VIEW, PREPARE, k=1, workers=0)
+    perfect = LabelledEvaluation(train, train, VIEW, PREPARE, [partial(knn_accuracy, k=1)], workers=0)
     assert perfect(nn.Flatten())["knn_top1"] == 100.0
     assert not collectives.is_active()
 

@@ -84,3 +84,14 @@ def test_bad_input(folders, tmp_path, capsys, arguments, message):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "settings.json").write_text("{")
     fails(compare.main, [argument.format(tmp=tmp_path) for argument in arguments], capsys, message)
+
+
+def test_scores_without_labels_have_columns(tmp_path):
+    a = make_run(tmp_path / "a", [4.0])
+    with open(a / "log.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"kind": "evaluation", "epoch": 2, "step": 4, "rankme": 20.123, "lidar": None}))
+    (a / "scores.json").write_text(json.dumps({"scores": {"alignment": 0.5, "alpha_req": None}}))
+    values = compare.read(a).values
+    assert values["online RankMe"] == "20.12"
+    assert values["alignment"] == "0.5"
+    assert not {"online LiDAR", "alpha-ReQ"} & set(values)

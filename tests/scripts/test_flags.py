@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -72,6 +73,7 @@ ELSEWHERE = {
     "ranks": "tests/scripts/test_bad_input.py and test_recipes.py; refused with other numbers of processes",
     "env_name": "shown only",
     **dict.fromkeys(("init", "init_key"), "tests/scripts/test_init.py; reads a file"),
+    "scores_images": "tests/evaluation/test_scores.py; of --scores_freq",
     "layer_decay": "tests/scripts/test_init.py; refused without layers",
     "dry_run": "tests/engine/test_footprint.py",
     **dict.fromkeys(("track", "project", "tensorboard", "wandb"), "tests/engine/test_tracking.py"),
@@ -159,6 +161,8 @@ def described(value: Any, seen: set[int]) -> Any:
         return [value.batch_size, described(value.eval_view, seen), value.train_path]
     if isinstance(value, FakeTeacher):
         return described(value.asked, seen)
+    if isinstance(value, functools.partial):
+        return ["partial", *(described(part, seen) for part in (value.func, value.args, value.keywords))]
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         return [value.__qualname__, *(described(cell, seen) for cell in cells if not dataclasses.is_dataclass(cell)

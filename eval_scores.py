@@ -1,0 +1,86 @@
+"""Scores a backbone's features without labels, on any folder of images; and says how far each score can be trusted.
+
+python eval_scores.py --data_path /my/images --pretrained runs/mine/checkpoint.pth.tar
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src import cli
+from src.checkpoints.files import write_atomically
+from src.data.source import evenly_spread
+from src.errors import UserError
+from src.evaluation.score_trust import TRUST
+from src.evaluation.scores import SCORES, VIEWS, features_of_views, scores_of
+from src.evaluation.subject import EvaluationSettings, open_weights
+from src.evaluation.unlabelled import open_looked
+from src.parallel import collectives, launch
+from src.settings import setting
+
+LEAST = 50  # images: fewer have no clusters worth the name
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Scores"""
+
+    images: int = setting(1000, "images that are scored, evenly spread over the folder", at_least=LEAST, at_most=1e6)
+    batch_size: int = setting(32, "number of images of each process in a batch", at_least=1, at_most=1e7)
+
+
+@dataclass(frozen=True)
+class Settings(EvaluationSettings):
+    """What eval_scores.py has."""
+
+    scores: ScoreSettings = ScoreSettings()
+
+
+SCRIPT = cli.Script("Scores of frozen features without labels.", Settings(), positionals=("data_path", "pretrained"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    call = SCRIPT.parse(argv)
+    settings = call.settings
+    own = settings.scores
+    world = launch.start(settings.device.device, settings.device.dist_url)
+    looked = open_looked(settings, open_weights(settings), world)
+    images = evenly_spread(looked.images, own.images)
+    if len(images) < LEAST:
+        raise UserError(f"{looked.path} has {len(images)} images, and scores need {LEAST}")
+    features = features_of_views(
+        looked.backbone,
+        images,
+        looked.view,
+        looked.prepare,
+        batch_size=own.batch_size,
+        workers=settings.data.workers,
+        what="images",
+    )
+    if world.is_main:
+        scores = scores_of(features, settings.judged.seed)
+        print(f"{looked.description}; {len(features)} images, the centre and {VIEWS} random views of each")
+        print("trust: the rank correlation with kNN accuracy on the photographs of data/, and its 95 % interval")
+        print(f"{'score':<20}{'value':>9}  {'better':<7}  trust")
+        for score in SCORES:
+            trust = TRUST[score.name]
+            value = scores[score.name]
+            shown = f"{value:.4g}" if math.isfinite(value) else "none"
+            print(f"{score.title:<20}{shown:>9}  {score.better:<7}  {trust.in_words(score.sign)}")
+        content = {
+            "what": looked.description,
+            "data_path": settings.data.data_path,
+            "images": len(features),
+            "scores": {name: value if math.isfinite(value) else None for name, value in scores.items()},
+        }
+        text = json.dumps(content, indent=2).encode()
+        write_atomically(Path(settings.judged.dump_path) / "scores.json", lambda file: file.write(text))
+    call.tell_unread()
+    collectives.barrier()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

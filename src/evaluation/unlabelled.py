@@ -1,0 +1,79 @@
+"""What a look without labels is made of: a backbone, and any images."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints.files import require_writable
+from ..data.datasets import open_images
+from ..data.small_sets import bicubic_evaluation
+from ..data.source import ImageSource
+from ..data.splits import find_training, is_own
+from ..data.to_device import ToDevice
+from ..data.views import CentreView
+from ..errors import UserError
+from ..models.pretrained import Pretrained
+from ..parallel import collectives, launch
+from .subject import EvaluationSettings, how_shown
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A backbone on its device, the images, and how they are shown to it.
+
+    Attributes:
+        path: where the images are.
+        view: the deterministic view of them.
+        description: one line that says which weights these are.
+    """
+
+    backbone: nn.Module
+    images: ImageSource
+    path: str
+    view: CentreView
+    prepare: ToDevice
+    description: str
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """How images are shown, in numbers."""
+        return {
+            "size": self.view.size,
+            "resize": self.view.resize,
+            "mean": [*self.prepare.mean],
+            "std": [*self.prepare.std],
+        }
+
+
+def open_looked(settings: EvaluationSettings, weights: Pretrained, world: launch.World, split: str = "") -> Looked:
+    """Opens the images, labelled or not, and brings the backbone to its device.
+
+    Args:
+        split: of a torchvision set, or folder below ``--data_path``; "" takes the images of the path itself, or those
+            of its ``train``.
+
+    Raises UserError where there are no images.
+    """
+    data, judged = settings.data, settings.judged
+    how = how_shown(settings, weights)
+    if world.is_main:
+        require_writable(judged.dump_path)
+    path = find_training(data.dataset, data.data_path)
+    if is_own(data.dataset) and split:
+        path = f"{data.data_path}/{split}"
+    images = open_images(data.dataset, path, split or "train", data.how(how.decoding, judged.dump_path))
+    if not len(images):
+        raise UserError(f"there are no images at {path}")
+    if images.left_out and collectives.is_main():
+        print(f"warning: left out: {'; '.join(images.left_out)}", file=sys.stderr)
+    return Looked(
+        weights.backbone.to(world.device).to(memory_format=torch.channels_last),
+        images,
+        str(path),
+        CentreView(how.size, how.resize, bicubic_evaluation(data.dataset)),
+        ToDevice(world.device, how.mean, how.std),
+        weights.description,
+    )
