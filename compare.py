@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import cli
-from src.checkpoints.files import write_atomically
+from src.checkpoints.files import write_json
 from src.checkpoints.identity import NEUTRAL_SETTINGS
 from src.engine.monitor import number, read_log
 from src.errors import UserError
@@ -176,8 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = table(runs)
     print(markdown(rows))
     if args.json:
-        content = json.dumps([dict(zip(rows[0], row, strict=True)) for row in rows[1:]], indent=2).encode()
-        write_atomically(Path(args.json), lambda file: file.write(content))
+        write_json(args.json, [dict(zip(rows[0], row, strict=True)) for row in rows[1:]])
     if args.plot:
         drawn = {run.name: (run.train, run.evaluations) for run in runs if run.train}
         if len(drawn) < sum(bool(run.train) for run in runs):

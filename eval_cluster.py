@@ -6,13 +6,12 @@ python eval_cluster.py --data_path /path/to/imagenet --pretrained resnet50.pth -
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src import cli
-from src.checkpoints.files import write_atomically
+from src.checkpoints.files import write_atomically, write_json
 from src.data.loading import loader_of
 from src.data.views import Picture
 from src.errors import UserError
@@ -164,8 +163,7 @@ def report(
             str(k): subject.test.classes[c] for k, c in enumerate(classes_K.tolist()) if c >= 0 and table[k].any()
         },
     }
-    summary = json.dumps(content, indent=2).encode()
-    write_atomically(out / "cluster.json", lambda file: file.write(summary))
+    write_json(out / "cluster.json", content)
     rows = io.StringIO()
     writer = csv.writer(rows)
     writer.writerow(["image", "cluster", "class", "true class"])

@@ -4,7 +4,6 @@ python eval_knn.py --data_path /path/to/imagenet --pretrained runs/swav/checkpoi
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src import cli
-from src.checkpoints.files import write_atomically
+from src.checkpoints.files import write_json
 from src.data.loading import loader_of
 from src.errors import UserError
 from src.evaluation.features import extract_features
@@ -122,8 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "unreadable": train.unreadable + test.unreadable,
             "knn": results,
         }
-        text = json.dumps(content, indent=2).encode()
-        write_atomically(Path(settings.judged.dump_path) / "knn.json", lambda file: file.write(text))
+        write_json(Path(settings.judged.dump_path) / "knn.json", content)
     call.tell_unread()
     collectives.barrier()
     return 0

@@ -3,15 +3,15 @@
 python eval_scores.py --data_path /my/images --pretrained runs/mine/checkpoint.pth.tar
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src import cli
-from src.checkpoints.files import write_atomically
+from src.checkpoints.files import write_json
 from src.data.source import evenly_spread
+from src.engine.monitor import finite_or_none, number
 from src.errors import UserError
 from src.evaluation.score_trust import TRUST
 from src.evaluation.scores import SCORES, VIEWS, features_of_views, scores_of
@@ -67,16 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for score in SCORES:
             trust = TRUST[score.name]
             value = scores[score.name]
-            shown = f"{value:.4g}" if math.isfinite(value) else "none"
+            shown = number(value) if math.isfinite(value) else "none"
             print(f"{score.title:<20}{shown:>9}  {score.better:<7}  {trust.in_words(score.sign)}")
         content = {
             "what": looked.description,
             "data_path": settings.data.data_path,
             "images": len(features),
-            "scores": {name: value if math.isfinite(value) else None for name, value in scores.items()},
+            "scores": finite_or_none(scores),
         }
-        text = json.dumps(content, indent=2).encode()
-        write_atomically(Path(settings.judged.dump_path) / "scores.json", lambda file: file.write(text))
+        write_json(Path(settings.judged.dump_path) / "scores.json", content)
     call.tell_unread()
     collectives.barrier()
     return 0

@@ -97,7 +97,7 @@ def train(name: str, seed: int, own: Settings) -> Path:
 
 
 def values_of(folder: Path) -> np.ndarray:
-    """(epochs, 1 + scores): kNN accuracy, and the scores; rows with a number that is none are left out."""
+    """(epochs, 1 + scores): kNN accuracy, and the scores; nan where there is none."""
     names = ["knn_top1", *(score.name for score in SCORES)]
     rows = [[record.get(name) for name in names] for record in read_log(folder / "log.jsonl", "evaluation")]
     return np.array([[math.nan if value is None else value for value in row] for row in rows], dtype=float)

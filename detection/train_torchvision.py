@@ -7,7 +7,6 @@
 schedule for 16 images a step, with synchronised batch norm on GPUs and everything trained, as the papers do it.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from detection.average_precision import Found, average_precision
 from detection.boxes import Boxes, open_coco, open_voc
 from src import cli
 from src.checkpoints import identity
-from src.checkpoints.files import describe_mismatch, read_file, write_atomically
+from src.checkpoints.files import describe_mismatch, read_file, write_atomically, write_json
 from src.checkpoints.layouts import resnet_in
 from src.engine.alone import alone_in
 from src.engine.finite import all_finite_everywhere, tensors_in
@@ -231,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(args.dump_path)
     became = {
         **flat(args),
-        "backbone_sha256": fingerprint(model.backbone) if args.pretrained else "",  # type: ignore[arg-type]
+        "backbone_sha256": fingerprint(model.get_submodule("backbone").state_dict()) if args.pretrained else "",
     }
     if train is not None:
         became["train_images"] = train.fingerprint()
@@ -250,8 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("  ".join(f"{name} {value:.2f}" for name, value in result.items()))
         what = {"what": args.pretrained or "random weights", "dataset": args.dataset, "model": args.model}
         content = {**what, **result, "paper": paper}
-        text = json.dumps(content, indent=2).encode()
-        write_atomically(folder / "detection.json", lambda file: file.write(text))
+        write_json(folder / "detection.json", content)
     collectives.barrier()
     return 0
 

@@ -86,6 +86,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_json(path: str | Path, content: Any, sort_keys: bool = False) -> None:
+    """Writes results, indented for people, in one go."""
+    text = json.dumps(content, indent=2, sort_keys=sort_keys).encode()
+    write_atomically(Path(path), lambda file: file.write(text))
+
+
 def write_settings(
     folder: str | Path,
     command: str,
@@ -113,8 +119,7 @@ def write_settings(
         "versions": versions(),
         "commit": commit(),
     }
-    text = json.dumps(content, indent=2, sort_keys=True).encode()
-    write_atomically(Path(folder) / "settings.json", lambda file: file.write(text))
+    write_json(Path(folder) / "settings.json", content, sort_keys=True)
 
 
 def link(source: Path, target: Path) -> None:

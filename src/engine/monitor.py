@@ -31,6 +31,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
+    """As JSON can hold them."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def progress_bar(iterable: Iterable[T] = (), what: str = "") -> "tqdm[T]":
     """A bar on the main rank's terminal; in a log file one line a minute, and none for what takes less."""
     on_terminal = sys.stderr.isatty()
@@ -113,9 +118,8 @@ class Monitor:
         """
         if not collectives.is_main():
             return
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         if self._json is not None:
-            line = {"kind": kind, "epoch": clock.epoch, "step": clock.step, **finite}
+            line = {"kind": kind, "epoch": clock.epoch, "step": clock.step, **finite_or_none(values)}
             self._json.write(json.dumps(line))
         for tracker in self._trackers:
             tracker.write({f"{kind}/{name}": value for name, value in values.items()}, clock.step)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ..checkpoints.files import write_atomically
 from ..errors import UserError, first_line
 from ..settings import setting
+from ..surroundings import commit, versions
 from .log_files import Points
 
 
@@ -78,7 +79,7 @@ class Service(ABC):
     Args:
         folder: the run's.
         project, name: as they are shown.
-        configuration: what is kept as the run's configuration.
+        configuration: what is kept as the run's configuration; the code's commit and versions with it.
 
     Raises UserError where the package is missing, or nobody is logged in.
     """
@@ -95,7 +96,8 @@ class Service(ABC):
         file = folder / f"{self.package}.id"
         known = file.read_text().strip() if file.exists() else ""
         try:
-            identity = self._begin(folder, project, name, known, dict(configuration))
+            around = {"commit": commit(), "versions": versions()}
+            identity = self._begin(folder, project, name, known, {**configuration, **around})
         except ImportError:
             raise UserError(f"--track {self.package} needs a package: pip install {self.package}") from None
         except UserError:

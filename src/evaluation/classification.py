@@ -87,7 +87,7 @@ def open_task(call: Call[ClassificationSettings], table: dict[str, Protocol], na
     if classifier is not None:
         recipe = replace(recipe, lr=recipe.lr[:1], weights="freeze", features="augmented")
     check(settings, recipe)
-    digest = fingerprint(weights.backbone)
+    digest = fingerprint(weights.backbone.state_dict())
     told = settings.classifier.bicubic is not None or recipe.bicubic
     bicubic = recipe.bicubic if told else None
     subject = open_subject(settings, weights, world.device, protocol.std, bicubic, protocol.whole_image)

@@ -68,5 +68,5 @@ def read_classifier(where: str) -> PublishedClassifier:
 
 def require_same_backbone(weights: Pretrained, own: Pretrained, path: Path) -> None:
     """Raises UserError where ``--pretrained`` is not the network that the classifier's file holds."""
-    if fingerprint(weights.backbone) != fingerprint(own.backbone):
+    if fingerprint(weights.backbone.state_dict()) != fingerprint(own.backbone.state_dict()):
         raise UserError(f"{path} holds another network than --pretrained: leave --pretrained out to judge its own")

@@ -1,6 +1,5 @@
 """What eval_linear.py and eval_semisup.py say and write."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoints.files import write_atomically
+from ..checkpoints.files import write_json
 from ..checkpoints.weights import write_weights
 from ..cli import Call
 from ..clock import Clock
@@ -134,9 +133,7 @@ def report(task: Task, method: Classification, judged: Judged, training_images: 
         "lr": results,
         "paper": paper,
     }
-    text = json.dumps(content, indent=2).encode()
-    out = Path(task.settings.judged.dump_path) / f"{task.name}.json"
-    write_atomically(out, lambda file: file.write(text))
+    write_json(Path(task.settings.judged.dump_path) / f"{task.name}.json", content)
 
 
 def save_classifier(path: str | None, method: Classification, backbone: nn.Module, told: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from ..checkpoints.files import require_writable
 from ..data.datasets import open_images
 from ..data.small_sets import bicubic_evaluation
 from ..data.source import ImageSource
-from ..data.splits import find_training, is_own
+from ..data.splits import find_training
 from ..data.to_device import ToDevice
 from ..data.views import CentreView
 from ..errors import UserError
@@ -37,23 +36,9 @@ class Looked:
     prepare: ToDevice
     description: str
 
-    @property
-    def shown(self) -> dict[str, Any]:
-        """How images are shown, in numbers."""
-        return {
-            "size": self.view.size,
-            "resize": self.view.resize,
-            "mean": [*self.prepare.mean],
-            "std": [*self.prepare.std],
-        }
 
-
-def open_looked(settings: EvaluationSettings, weights: Pretrained, world: launch.World, split: str = "") -> Looked:
-    """Opens the images, labelled or not, and brings the backbone to its device.
-
-    Args:
-        split: of a torchvision set, or folder below ``--data_path``; "" takes the images of the path itself, or those
-            of its ``train``.
+def open_looked(settings: EvaluationSettings, weights: Pretrained, world: launch.World) -> Looked:
+    """Opens the images, labelled or not, of the path itself or of its ``train``; brings the backbone to its device.
 
     Raises UserError where there are no images.
     """
@@ -62,9 +47,7 @@ def open_looked(settings: EvaluationSettings, weights: Pretrained, world: launch
     if world.is_main:
         require_writable(judged.dump_path)
     path = find_training(data.dataset, data.data_path)
-    if is_own(data.dataset) and split:
-        path = f"{data.data_path}/{split}"
-    images = open_images(data.dataset, path, split or "train", data.how(how.decoding, judged.dump_path))
+    images = open_images(data.dataset, path, "train", data.how(how.decoding, judged.dump_path))
     if not len(images):
         raise UserError(f"there are no images at {path}")
     if images.left_out and collectives.is_main():

@@ -8,6 +8,7 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor
 
+from ..checkpoints.layouts import backbone_in
 from ..checkpoints.weights import NAME
 from ..errors import UserError, first_line
 from .zoo import folder
@@ -83,5 +84,4 @@ def _of_torchvision(name: str) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     shown = weights.transforms()
     told = {"arch": arch, "mean": list(shown.mean), "std": list(shown.std)}
     told |= {"eval_size": shown.crop_size[0], "eval_resize": shown.resize_size[0]}
-    state = weights.get_state_dict(progress=False, check_hash=True)
-    return {n: t for n, t in state.items() if not n.startswith(("fc.", "head.", "heads.", "classifier."))}, told
+    return backbone_in(weights.get_state_dict(progress=False, check_hash=True), f"torchvision:{name}")[0], told

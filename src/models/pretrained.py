@@ -221,10 +221,10 @@ def _prefix_of(state: Mapping[str, Tensor], key: str, path: str | Path) -> str:
     raise UserError(f"{path} has no {key!r}: expected one of {', '.join(OWN_KEYS)}")
 
 
-def fingerprint(network: nn.Module) -> str:
+def fingerprint(state: Mapping[str, Tensor]) -> str:
     """A digest of all weights: a file of the same name may hold other ones tomorrow."""
     digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
+    for name, tensor in state.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

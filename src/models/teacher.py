@@ -57,7 +57,7 @@ class Teacher:
         self.normalise, self.parts = normalise, parts
         self.networks = nn.ModuleList([self.backbone, *([self.head] if self.head is not None else [])])
         self.networks.requires_grad_(False).train(training)
-        self.sha256 = fingerprint(self.networks)
+        self.sha256 = fingerprint(self.networks.state_dict())
         self.identity = {"teacher_sha256": self.sha256, "teacher_network": vars(loaded.spec)}
         self._path = path
 

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..checkpoints.files import read_file, write_atomically
+from ..checkpoints.files import read_file, write_json
 from ..checkpoints.layouts import weights_in
 from ..checkpoints.run_file import FORMAT
 from ..data import remote
@@ -201,8 +201,7 @@ def _fetch(entry: Published, target: Path) -> None:
     except UserError as error:
         part.unlink()
         raise UserError(f"{entry.address} sends no checkpoint, it may have moved ({error})") from None
-    note = json.dumps({"address": entry.address, "sha256": digest}, indent=2).encode()
-    write_atomically(_note_of(target), lambda file: file.write(note))
+    write_json(_note_of(target), {"address": entry.address, "sha256": digest})
     part.replace(target)
 
 

@@ -60,7 +60,8 @@ class Initial:
 
     def __init__(self, loaded: Pretrained, origin: str) -> None:
         self.loaded, self._origin = loaded, origin
-        self.sha256 = fingerprint(nn.ModuleList([loaded.backbone, _Entries(loaded.head)]))
+        head = {f"head.{name}": tensor for name, tensor in loaded.head.items()}
+        self.sha256 = fingerprint({**loaded.backbone.state_dict(), **head})
         self.said: list[str] = []
 
     def fill(self, method: Method) -> None:
@@ -70,14 +71,12 @@ class Initial:
         """
         loaded = self.loaded
         state, adapted = self._fitted(method.backbone)
-        for network in _with_copies(method, "backbone"):
+        for network in method.backbones:
             network.load_state_dict(state)
-        self.said = [f"{loaded.description}{adapted}"]
-        self.said.append(self._fill_head(method))
-        others = loaded.others
-        if others:
-            kinds = list(dict.fromkeys(name.split(".")[0] for name in others))
-            self.said.append(f"{len(others)} other entries are not used: {', '.join(kinds)}")
+        self.said = [f"{loaded.description}{adapted}", *self._fill_head(method)]
+        if loaded.others:
+            kinds = dict.fromkeys(name.split(".")[0] for name in loaded.others)
+            self.said.append(f"{len(loaded.others)} other entries are not used: {', '.join(kinds)}")
 
     def warnings(self, mean: Sequence[float], std: Sequence[float]) -> list[str]:
         """What the user should know of: images that are normalised in another way than the weights know them."""
@@ -104,29 +103,21 @@ class Initial:
         state[name] = adapt_input_conv(wanted.shape[1], there)
         return state, f"; its first layer, of 3 channels, is made one of {wanted.shape[1]}"
 
-    def _fill_head(self, method: Method) -> str:
+    def _fill_head(self, method: Method) -> list[str]:
+        """Puts the head where it fits; a line about it, if there is one on either side."""
         there = self.loaded.head
         name = next((p[:-1] for p in OWN_HEADS if isinstance(getattr(method, p[:-1], None), nn.Module)), "")
         own = getattr(method, name).state_dict() if name else {}
         if not own:
-            return "the method has no head to start" if there else ""
+            return ["the method has no head to start"] if there else []
         if not there:
-            return f"the head starts at random ({self._origin} has none)"
+            return [f"the head starts at random ({self._origin} has none)"]
         fitted = _matched(own, there)
         if fitted is None or not self.loaded.family:
-            return f"the head starts at random: that of {self._origin} has {len(there)} entries of other shapes"
+            return [f"the head starts at random: that of {self._origin} has {len(there)} entries of other shapes"]
         for network in _with_copies(method, name):
             network.load_state_dict(fitted)
-        return f"{len(fitted)} entries into the head"
-
-
-class _Entries(nn.Module):
-    """Named tensors as a module, whose names may have dots."""
-
-    def __init__(self, entries: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        for number, (_, tensor) in enumerate(sorted(entries.items())):
-            self.register_buffer(str(number), tensor)
+        return [f"{len(fitted)} entries into the head"]
 
 
 def _matched(own: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -141,10 +132,10 @@ def _matched(own: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str
 
 
 def _with_copies(method: Method, name: str) -> list[nn.Module]:
-    """A network of a method and its moving averages, by what they are called."""
+    """A network of a method and its moving averages, which are called and placed as the backbone's are."""
     found = dict(method.named_modules())
-    names = (name, f"momentum_{name}", f"teacher_{name}", f"teacher.{name}", f"momentum.{name}")
-    return [found[one] for one in names if one in found]
+    places = [place for place, module in found.items() if any(module is one for one in method.backbones)]
+    return [found[other] for other in (place.replace("backbone", name) for place in places) if other in found]
 
 
 def scale_rates(optimizer: torch.optim.Optimizer, method: Method, settings: InitialSettings) -> None:

@@ -18,7 +18,6 @@ from ..engine.method import Method
 from ..engine.monitor import Monitor
 from ..engine.tracking import MakeTracker
 from ..settings import flat
-from ..surroundings import commit, versions
 from .initial import scale_rates
 from .memory import say_memory
 from .online import online
@@ -43,8 +42,7 @@ def trackers_of(settings: PretrainingSettings, became: Mapping[str, Any]) -> lis
     """What begins, or continues, the run's records elsewhere."""
     folder = Path(settings.run.dump_path)
     name = settings.run.env_name or folder.absolute().name
-    around = {"commit": commit(), "versions": versions()}
-    return settings.tracking.trackers(folder, name, {**flat(settings), **became, **around})
+    return settings.tracking.trackers(folder, name, {**flat(settings), **became})
 
 
 def read_schedules(schedules: Mapping[str, Schedule], clock: Clock) -> None:
