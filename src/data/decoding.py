@@ -1,5 +1,7 @@
 """How an opened image becomes levels from 0 to 255: its orientation, its value range, its channels."""
 
+import contextlib
+import importlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +14,16 @@ from torch import Tensor
 
 from ..errors import UserError
 
-try:  # it may go from torchvision, which points to torchcodec
-    from torchvision.io import decode_jpeg as _decode_jpeg
-except ImportError:
-    try:
-        from torchcodec.decoders import decode_jpeg as _decode_jpeg  # type: ignore[attr-defined]
-    except ImportError:
-        _decode_jpeg = None
+def _jpeg_decoder() -> Any:
+    """Torchvision's, which may go from there: it points to torchcodec. None without either."""
+    for module in ("torchvision.io", "torchcodec.decoders"):
+        with contextlib.suppress(ImportError):
+            if found := getattr(importlib.import_module(module), "decode_jpeg", None):
+                return found
+    return None
+
+
+_decode_jpeg = _jpeg_decoder()
 
 # Black and white of images with more than 8 bits, by Pillow's mode or numpy's type, unless --value_range says otherwise
 RANGES = {
