@@ -1,4 +1,4 @@
-"""SwAV on real images in minutes, on two CPU cores: cut patches, train, judge, draw.
+"""SwAV on real images in minutes, on two CPU cores: cut patches, train, judge, draw, look.
 
     python scripts/quickstart.py [--epochs 12] [--out runs/quickstart]
 
@@ -151,6 +151,12 @@ def draw(patches: Path, run: Path, out: Path, checkpoint: Path, baseline: float)
     )
 
 
+def look(patches: Path, checkpoint: Path, folder: Path) -> None:
+    """The page of the test patches, at the size that the judges use."""
+    shown = ["--crop_size", EVAL_SIZE, "--resize", EVAL_SIZE]
+    call("embed.py", patches / "test", checkpoint, *shown, "--device", "cpu", "--workers", 1, "--dump_path", folder)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Quickstart"""
@@ -175,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = run / "checkpoint.pth.tar"
     rows = judge(patches, run, checkpoint)
     draw(patches, run, out, checkpoint, rows[1]["knn10"])
+    look(patches, checkpoint, out / "page")
     summary = {
         "epochs": args.epochs,
         "test_patches": len(FolderImages(patches / "test")),
@@ -187,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         linear = f"{row['linear']:.1f} %" if "linear" in row else "-"
         print(f"{row['name']:<28}{row['knn10']:>7.1f} %{linear:>9}")
     print(f"\n{args.epochs} epochs, {duration(summary['seconds'])} in all. Pictures and summary.json are in {out}:")
-    print(", ".join(path.name for path in sorted(out.glob("*.png"))))
+    print(f"{', '.join(path.name for path in sorted(out.glob('*.png')))}; and a page to look at: page/index.html")
     return 0
 
 

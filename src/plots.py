@@ -193,14 +193,20 @@ def comparison(
 PLANES = ("tsne", "umap", "pca")
 
 
-def _in_plane(features: np.ndarray, projection: str, seed: int) -> np.ndarray:
-    """(N, F) -> (N, 2)."""
+def in_plane(features: np.ndarray, projection: str, seed: int) -> np.ndarray:
+    """(N, F) -> (N, 2), by one of PLANES. Rows that are all alike, as a collapsed network's, land on one point."""
+    if np.ptp(features, axis=0).max() < 1e-7 * max(1.0, float(np.abs(features).max())):
+        return np.zeros((len(features), 2), dtype=np.float32)
+    if features.shape[1] == 1:
+        features = np.hstack([features, np.zeros_like(features)])
     if projection == "umap":
         try:
             from umap import UMAP
         except ImportError:
             raise UserError("umap needs the package umap-learn (pip install umap-learn)") from None
-        return UMAP(n_components=2, n_neighbors=min(15, len(features) - 1), random_state=seed).fit_transform(features)
+        start = "spectral" if len(features) > 15 else "random"  # which few points do not have
+        umap = UMAP(n_components=2, n_neighbors=min(15, len(features) - 1), init=start, random_state=seed, n_jobs=1)
+        return np.asarray(umap.fit_transform(features))
     if projection == "pca":
         from sklearn.decomposition import PCA  # slow to import
 
@@ -232,7 +238,7 @@ def embedding_map(
     """
     if normalize:
         features = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    points = _in_plane(features.cpu().numpy(), projection, seed)
+    points = in_plane(features.cpu().numpy(), projection, seed)
     colours = plt.get_cmap("gist_rainbow")(np.linspace(0, 1, len(classes)))
     markers = "osD^v"
     figure, axis = plt.subplots(figsize=(8, 6.4))

@@ -1,0 +1,158 @@
+"""Features of any folder of images, labelled or not, as files; and one page of pictures to judge a network by.
+
+    python embed.py /my/images runs/mine/checkpoint.pth.tar
+    torchrun --nproc_per_node=8 embed.py /my/images runs/mine/checkpoint.pth.tar --dump_path embeddings/mine
+
+Writes features.npy, features.parquet (path, label, class, vector), rows.npy (which image of the list each row is),
+unreadable.txt where there are such images, and index.html with the pictures it is made of. Started again after a kill,
+it goes on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src import cli
+from src.data.fingerprint import agreed_fingerprint
+from src.data.splits import name_of_data
+from src.embedding.chunks import extract, open_parts
+from src.embedding.files import (
+    FEATURES,
+    TABLE,
+    finish,
+    open_finished,
+    require_pyarrow,
+    unreadable_names,
+    write_table,
+)
+from src.embedding.look import PAGE, Wanted, look
+from src.engine.alone import alone_in
+from src.evaluation.features import used, warn_unreadable
+from src.evaluation.subject import EvaluationSettings, open_weights
+from src.evaluation.unlabelled import Looked, open_looked
+from src.models.pretrained import fingerprint
+from src.parallel import collectives, launch
+from src.plots import PLANES
+from src.settings import setting
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Features"""
+
+    batch_size: int = setting(64, "number of images of each process in a batch", at_least=1, at_most=1e7)
+    half: bool = setting(False, "write features with 16 bits, in half the space", switch=True)
+    parquet: bool = setting(True, "also write features.parquet, which needs pyarrow")
+    overwrite: bool = setting(False, "throw away what --dump_path holds, and begin anew", switch=True)
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """Page"""
+
+    page: bool = setting(True, "draw the pictures and index.html; false: features only")
+    projection: str = setting("tsne", "how the map is made; umap needs umap-learn", choices=tuple(PLANES))
+    clusters: int = setting(12, "number of k-means clusters that are shown", at_least=2, at_most=1000)
+    queries: tuple[str, ...] = setting(
+        (), "images whose neighbours are shown first, by their path in the folder; default: one of each large cluster",
+        empty=True,
+    )  # fmt: skip
+    page_images: int = setting(
+        1500,
+        "images on the map, evenly spread over the folder, beside those that the rows show",
+        at_least=5,
+        at_most=20000,
+    )
+    compared_images: int = setting(
+        20000,
+        "images among which neighbours, clusters, near-duplicates and unusual ones are looked for, evenly spread",
+        at_least=5,
+        at_most=1e6,
+    )
+
+
+@dataclass(frozen=True)
+class Settings(EvaluationSettings):
+    """What embed.py has."""
+
+    features: FeatureSettings = FeatureSettings()
+    shown: PageSettings = PageSettings()
+
+    def default_folder(self) -> str:
+        return f"embeddings/{self.judged_name()}-on-{name_of_data(self.data.data_path)}"
+
+
+SCRIPT = cli.Script(
+    "Features of a folder of images, and a page of pictures to judge a network by; no labels are needed.",
+    Settings(),
+    positionals=("data_path", "pretrained"),
+)
+
+
+def identity_of(looked: Looked, half: bool) -> Mapping[str, Any]:
+    """What features depend on."""
+    decoding = looked.images.decoding
+    return {
+        "backbone_sha256": fingerprint(looked.backbone.state_dict()),
+        "images": agreed_fingerprint(looked.images, looked.path),
+        "crop_size": looked.view.size,
+        "resize": looked.view.resize,
+        "bicubic": looked.view.bicubic,
+        "mean": list(looked.prepare.mean),
+        "std": list(looked.prepare.std),
+        "exif_orientation": decoding.exif_orientation,
+        "value_range": list(decoding.value_range) if decoding.value_range else None,
+        "half": half,
+    }
+
+
+def write_all(looked: Looked, settings: Settings, folder: Path) -> None:
+    """Everything that is made of finished features, in one process."""
+    own, shown = settings.features, settings.shown
+    embedding = open_finished(folder, len(looked.images))
+    unreadable = warn_unreadable(unreadable_names(folder))
+    if own.parquet and not (folder / TABLE).exists():
+        write_table(folder, embedding, looked.images)
+    print(looked.description)
+    print(f"{used(len(embedding), unreadable)} images, {embedding.features.shape[1]} values each: {folder / FEATURES}")
+    if not shown.page:
+        return
+    wanted = Wanted(
+        shown.compared_images,
+        shown.page_images,
+        shown.clusters,
+        shown.queries,
+        shown.projection,
+        settings.judged.seed,
+    )
+    batch_size, workers = own.batch_size, settings.data.workers
+    for name, value in look(looked, embedding, wanted, folder, batch_size=batch_size, workers=workers).items():
+        print(f"  {name}: {value}")
+    print(f"look at {folder / PAGE}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    call = SCRIPT.parse(argv)
+    settings = call.settings
+    own = settings.features
+    if own.parquet:
+        require_pyarrow()
+    world = launch.start(settings.device.device, settings.device.dist_url)
+    looked = open_looked(settings, open_weights(settings), world)
+    folder = Path(settings.judged.dump_path)
+    with alone_in(folder):
+        parts = open_parts(folder, len(looked.images), identity_of(looked, own.half), own.overwrite)
+        if parts is not None:
+            extract(looked, parts, batch_size=own.batch_size, workers=settings.data.workers, half=own.half)
+            if world.is_main:
+                finish(folder, parts)
+        if world.is_main:  # the others are done
+            with collectives.alone():
+                write_all(looked, settings, folder)
+            call.tell_unread()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
