@@ -57,7 +57,7 @@ class VisionTransformer(TimmViT):
         rows, columns = x.shape[1:3]
         assert self.cls_token is not None
         assert self.pos_embed is not None
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
         return self.pos_drop(tokens + interpolate_positions(self.pos_embed, rows, columns))
 
 

@@ -1,0 +1,31 @@
+"""Whether what was exported computes what the backbone does."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+TOLERANCE = 1e-4  # of the largest feature
+
+
+@torch.no_grad()
+def require_agreement(
+    backbone: nn.Module, other: Callable[[Tensor], Tensor], shapes: Sequence[tuple[int, ...]], who: str
+) -> float:
+    """Shows both random images of these shapes; returns the largest difference in units of the largest feature.
+
+    Raises UserError where it is larger than TOLERANCE.
+    """
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for shape in shapes:
+        images = torch.randn(shape, generator=generator)
+        expected, found = backbone(images), other(images)
+        if found.shape != expected.shape:
+            raise UserError(f"{who} gives features of shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
+        worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)))
+    if not worst <= TOLERANCE:
+        raise UserError(f"{who} gives other features: they differ by {worst:.2g} of the largest one")
+    return worst
