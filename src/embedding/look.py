@@ -29,6 +29,7 @@ from .sheets import THUMBNAIL, Row, scatter, sheet, thumbnail
 
 QUERIES, UNUSUAL, PER_CLUSTER, GROUPS, PER_GROUP, HEADS = 8, 24, 16, 24, 8, 12
 PAGE = "index.html"
+_PLANES = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
 LEAST = 5  # images: fewer have no neighbours to speak of
 
 
@@ -176,7 +177,8 @@ def look(
         "colours": _colours(looked.images, indices, groups),
         "map": {
             "points": places.round(4).tolist(),
-            "words": f"{len(on_page):,} images by {wanted.projection}: the nearer, the more alike to the network. "
+            "words": f"{len(on_page):,} images by {_PLANES[wanted.projection]}: the nearer, the more alike to the "
+            "network. "
             f"What follows compares {compared}.",
         },
         **sections,

@@ -1,5 +1,6 @@
 """Which images a training is judged on while it runs, and how often."""
 
+import sys
 from functools import partial
 
 from ..data.datasets import How, open_images, open_labelled
@@ -11,6 +12,7 @@ from ..errors import UserError
 from ..evaluation.knn import knn_accuracy
 from ..evaluation.online import Judge, LabelledEvaluation, UnlabelledEvaluation
 from ..evaluation.probe import probe_accuracy
+from ..parallel import collectives
 from .run import Pretraining, S
 
 
@@ -69,5 +71,7 @@ def images_without_labels(run: Pretraining[S]) -> ImageSource:
     try:
         path = path or str(find_val_beside(data.dataset, run.train_path))
     except UserError:
+        if collectives.is_main():
+            print("warning: --scores_freq scores training images: no val or test is beside them", file=sys.stderr)
         return run.source
     return open_images(data.dataset, path, how=how)

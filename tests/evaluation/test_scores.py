@@ -133,7 +133,7 @@ def test_judging_touches_nothing_of_the_training(patches, tmp_path):
     assert ["rankme" in record for record in records] == [False, True]
 
 
-def test_scores_need_no_labels(patches, tmp_path):
+def test_scores_need_no_labels(patches, tmp_path, capsys):
     """Neither in the folder that is trained on, nor in the one that is looked at."""
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -143,6 +143,7 @@ def test_scores_need_no_labels(patches, tmp_path):
     more = ["--data_path", flat, "--dump_path", tmp_path / "run", "--scores_freq", 1, "--scores_images", 60]
     assert main_swav.main([str(word) for word in [*words, *more]]) == 0
     assert "lidar" in read_log(tmp_path / "run" / "log.jsonl", "evaluation")[0]
+    assert "warning: --scores_freq scores training images" in capsys.readouterr().err
 
 
 def test_eval_scores(patches, tmp_path, capsys):
