@@ -14,26 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from src import cli
+from src.data.datasets import EvaluationDataSettings
 from src.data.fingerprint import agreed_fingerprint
 from src.data.splits import name_of_data
 from src.embedding.chunks import extract, open_parts
 from src.embedding.files import (
     FEATURES,
-    TABLE,
     finish,
+    has_table,
     open_finished,
     require_pyarrow,
     unreadable_names,
     write_table,
 )
-from src.embedding.look import PAGE, Wanted, look
+from src.embedding.look import PAGE, Wanted, look, require_page
 from src.engine.alone import alone_in
-from src.evaluation.features import used, warn_unreadable
-from src.evaluation.subject import EvaluationSettings, open_weights
-from src.evaluation.unlabelled import Looked, open_looked
+from src.evaluation.features import warn_unreadable
+from src.evaluation.subject import EvaluationSettings, JudgedSettings, open_weights
+from src.evaluation.unlabelled import Looked, LookedDataSettings, open_looked
 from src.models.pretrained import fingerprint
 from src.parallel import collectives, launch
-from src.plots import PLANES
+from src.plots import PLANES, require_umap
 from src.settings import setting
 
 
@@ -44,7 +45,9 @@ class FeatureSettings:
     batch_size: int = setting(64, "number of images of each process in a batch", at_least=1, at_most=1e7)
     half: bool = setting(False, "write features with 16 bits, in half the space", switch=True)
     parquet: bool = setting(True, "also write features.parquet, which needs pyarrow")
-    overwrite: bool = setting(False, "throw away what --dump_path holds, and begin anew", switch=True)
+    overwrite: bool = setting(
+        False, "throw away finished features, or those of something else, that --dump_path holds", switch=True
+    )
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,18 @@ class PageSettings:
 
 
 @dataclass(frozen=True)
+class EmbeddedSettings(JudgedSettings):
+    """What is judged"""
+
+    dump_path: str = setting("", "folder of the results; default: embeddings/WEIGHTS-on-DATA", flags=["--output_dir"])
+
+
+@dataclass(frozen=True)
 class Settings(EvaluationSettings):
     """What embed.py has."""
 
+    data: EvaluationDataSettings = LookedDataSettings()
+    judged: JudgedSettings = EmbeddedSettings()
     features: FeatureSettings = FeatureSettings()
     shown: PageSettings = PageSettings()
 
@@ -95,6 +107,7 @@ def identity_of(looked: Looked, half: bool) -> Mapping[str, Any]:
     decoding = looked.images.decoding
     return {
         "backbone_sha256": fingerprint(looked.backbone.state_dict()),
+        **{name: getattr(looked.spec, name) for name in ("arch", "width", "stem", "channels")},
         "images": agreed_fingerprint(looked.images, looked.path),
         "crop_size": looked.view.size,
         "resize": looked.view.resize,
@@ -111,11 +124,12 @@ def write_all(looked: Looked, settings: Settings, folder: Path) -> None:
     """Everything that is made of finished features, in one process."""
     own, shown = settings.features, settings.shown
     embedding = open_finished(folder, len(looked.images))
-    unreadable = warn_unreadable(unreadable_names(folder))
-    if own.parquet and not (folder / TABLE).exists():
+    warn_unreadable(unreadable_names(folder))
+    if own.parquet and not has_table(folder, len(embedding)):
         write_table(folder, embedding, looked.images)
     print(looked.description)
-    print(f"{used(len(embedding), unreadable)} images, {embedding.features.shape[1]} values each: {folder / FEATURES}")
+    count = f"{len(embedding)} of {len(looked.images)}" if len(embedding) < len(looked.images) else len(embedding)
+    print(f"{count} images, {embedding.features.shape[1]} values each: {folder / FEATURES}")
     if not shown.page:
         return
     wanted = Wanted(
@@ -127,7 +141,9 @@ def write_all(looked: Looked, settings: Settings, folder: Path) -> None:
         settings.judged.seed,
     )
     batch_size, workers = own.batch_size, settings.data.workers
-    for name, value in look(looked, embedding, wanted, folder, batch_size=batch_size, workers=workers).items():
+    title = f"{name_of_data(looked.path)}, as seen by {settings.judged_name()}"
+    facts = look(looked, embedding, wanted, folder, title=title, batch_size=batch_size, workers=workers)
+    for name, value in facts.items():
         print(f"  {name}: {value}")
     print(f"look at {folder / PAGE}")
 
@@ -138,8 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = settings.features
     if own.parquet:
         require_pyarrow()
+    if settings.shown.page and settings.shown.projection == "umap":
+        require_umap()
     world = launch.start(settings.device.device, settings.device.dist_url)
     looked = open_looked(settings, open_weights(settings), world)
+    if settings.shown.page:
+        require_page(looked.images, settings.shown.queries)
     folder = Path(settings.judged.dump_path)
     with alone_in(folder):
         parts = open_parts(folder, len(looked.images), identity_of(looked, own.half), own.overwrite)

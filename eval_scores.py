@@ -10,13 +10,14 @@ from pathlib import Path
 
 from src import cli
 from src.checkpoints.files import write_json
+from src.data.datasets import EvaluationDataSettings
 from src.data.source import evenly_spread
 from src.engine.monitor import finite_or_none, number
 from src.errors import UserError
 from src.evaluation.score_trust import TRUST
 from src.evaluation.scores import SCORES, VIEWS, features_of_views, scores_of
 from src.evaluation.subject import EvaluationSettings, open_weights
-from src.evaluation.unlabelled import open_looked
+from src.evaluation.unlabelled import LookedDataSettings, open_looked
 from src.parallel import collectives, launch
 from src.settings import setting
 
@@ -35,6 +36,7 @@ class ScoreSettings:
 class Settings(EvaluationSettings):
     """What eval_scores.py has."""
 
+    data: EvaluationDataSettings = LookedDataSettings()
     scores: ScoreSettings = ScoreSettings()
 
 

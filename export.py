@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from src import cli
-from src.checkpoints.files import refuse_overwriting, require_writable, write_atomically
+from src.checkpoints.files import refuse_overwriting, write_atomically
 from src.checkpoints.published import in_published_layout
 from src.checkpoints.run_file import read_run
 from src.checkpoints.weights import require_finite, write_weights
@@ -33,6 +33,7 @@ from src.settings import setting
 
 import torch
 
+FOLDER = (WEIGHTS, CONFIG, CARD)
 FILES = (".pth", ".pt", ".safetensors", ".onnx")
 KEPT = ("arch", "mean", "std", "eval_size", "eval_resize")  # in an ONNX file's metadata
 SWAV_FAMILY = ("swav", "deepcluster-v2", "sela-v2")
@@ -66,7 +67,7 @@ class Settings:
     license: str = setting("", "licence of the weights, for the model card, such as cc-by-4.0")
     push: str = setting("", "also upload the folder to the Hugging Face Hub as USER/NAME")
     private: bool = setting(False, "keep a model that --push makes private", switch=True)
-    overwrite: bool = setting(False, "replace a file that exists", switch=True)
+    overwrite: bool = setting(False, "replace a file that exists, or those of a model in a folder", switch=True)
 
 
 SCRIPT = cli.Script(
@@ -109,6 +110,7 @@ def write_program(args: Settings, out: Path, loaded: Pretrained) -> None:
     loaded = how_shown(loaded, args.size)
     known = loaded.told
     told: dict[str, Any] = {name: known[name] for name in KEPT if name in known}
+    print("exporting: this takes a minute, with some networks several", flush=True)
     images = write_onnx(out, loaded.backbone, told, loaded.told["eval_size"], loaded.spec.channels)
     print(loaded.description)
     print(f"wrote {out}, which onnxruntime computes alike; {images}")
@@ -117,15 +119,14 @@ def write_program(args: Settings, out: Path, loaded: Pretrained) -> None:
 def write_model(args: Settings, out: Path, loaded: Pretrained) -> None:
     """A folder for timm and the Hub; pushed if that was asked for."""
     timm_name(loaded)
-    require_writable(out)
     loaded = how_shown(loaded, args.size)
     size = loaded.told["eval_size"]
     write_folder(out, loaded, size)
-    write_card(out / CARD, loaded, args.checkpoint, args.license, size, args.push or out.name)
+    write_card(out / CARD, loaded, args.checkpoint, args.license, size, args.push or out.absolute().name)
     print(loaded.description)
     print(f'wrote {out}, which timm.create_model("local-dir:{out}", pretrained=True) loads and computes alike')
     if args.push:
-        print(f"pushed to {push(out, args.push, args.private)}")
+        print(f"pushed to {push(out, FOLDER, args.push, args.private)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{out}: expected a name that ends in {', '.join(FILES)}, or a folder (ending in /)")
     if args.push:
         require_name(args.push)
-    for file in [out / WEIGHTS, out / CONFIG, out / CARD] if is_folder else [out]:
+        if out.suffix in FILES:
+            raise UserError(f"--push uploads a folder, and {out} is to be a file: give the name of a folder")
+    for file in [out / name for name in FOLDER] if is_folder else [out]:
         refuse_overwriting(file, args.checkpoint, args.overwrite)
     if args.layout == "published":
         write_published(args, out)

@@ -111,7 +111,7 @@ def complete(given: Mapping[str, Any]) -> Settings:
         base = replace(base, views=some_views(given["nmb_crops"][0], given))
         given = {name: value for name, value in given.items() if name != "nmb_crops"}
     if given.get("multi_crop"):
-        given = {**given, **{leaf.name: leaf.value for leaf in leaves(MULTI_CROP)}}
+        given = {**given, **{name: value for name, value in vars(MULTI_CROP).items() if isinstance(value, tuple)}}
     base = replaced(
         base,
         {

@@ -21,12 +21,11 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from src import cli
 from src.data.datasets import FolderImages
 from src.data.loading import ViewDataset, collate, loader_of
-from src.data.patches import cut_patches
 from src.data.sampling import Position
 from src.data.to_device import ToDevice
 from src.data.view_sets import multi_crop
@@ -36,6 +35,8 @@ from src.evaluation.features import extract_features
 from src.models.pretrained import load_backbone
 from src.plots import crops_mosaic, embedding_map, training_curves
 from src.settings import setting
+
+from cut_patches import cut_once
 
 # The network: a ResNet-18 a quarter as wide, with the stem for small images.
 MODEL = ["--arch", "resnet18", "--width", "0.25", "--stem", "small"]
@@ -172,11 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = SCRIPT.parse(argv).settings
     started = time.monotonic()
     out = Path(args.out).resolve()
-    patches, run = ROOT / "data" / "patches", out / f"swav-{args.epochs}ep"
-    if not (patches / "complete").exists():
-        counts = cut_patches(ROOT / "data" / "photographs", patches)
-        (patches / "complete").touch()
-        print(f"cut {counts['train']} training and {counts['test']} test patches into {patches}", flush=True)
+    patches, run = cut_once(), out / f"swav-{args.epochs}ep"
     train(patches, run, args.epochs)
     checkpoint = run / "checkpoint.pth.tar"
     rows = judge(patches, run, checkpoint)

@@ -193,6 +193,13 @@ def comparison(
 PLANES = ("tsne", "umap", "pca")
 
 
+def require_umap() -> None:
+    try:
+        import umap  # noqa: F401
+    except ImportError:
+        raise UserError("umap needs the package umap-learn (pip install umap-learn)") from None
+
+
 def in_plane(features: np.ndarray, projection: str, seed: int) -> np.ndarray:
     """(N, F) -> (N, 2), by one of PLANES. Rows that are all alike, as a collapsed network's, land on one point."""
     if np.ptp(features, axis=0).max() < 1e-7 * max(1.0, float(np.abs(features).max())):
@@ -200,10 +207,9 @@ def in_plane(features: np.ndarray, projection: str, seed: int) -> np.ndarray:
     if features.shape[1] == 1:
         features = np.hstack([features, np.zeros_like(features)])
     if projection == "umap":
-        try:
-            from umap import UMAP
-        except ImportError:
-            raise UserError("umap needs the package umap-learn (pip install umap-learn)") from None
+        require_umap()
+        from umap import UMAP
+
         start = "spectral" if len(features) > 15 else "random"  # which few points do not have
         umap = UMAP(n_components=2, n_neighbors=min(15, len(features) - 1), init=start, random_state=seed, n_jobs=1)
         return np.asarray(umap.fit_transform(features))

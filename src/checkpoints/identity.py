@@ -32,12 +32,20 @@ NEUTRAL_SETTINGS = (
     *("evaluate", "eval_only", "information_every", "information_images", "information_batch"),
 )
 # What settings were before there were flags for them
-_BEFORE = {
+_BEFORE: dict[str, Any] = {
     "shuffle": "torch",
     "init_sha256": "",
     "lr_backbone_scale": 1.0,
     "layer_decay": 1.0,
     "freeze_backbone_epochs": 0,
+}
+# ... of some methods only
+_COLOURS = {"jitter_strength": 1.0, "grayscale": 0.2}
+_BEFORE_OF: dict[str, dict[str, Any]] = {
+    "twist": {**_COLOURS, "blur": None},
+    "dino": {**_COLOURS, "blur": None},
+    "intl": _COLOURS,
+    "intl_m": _COLOURS,
 }
 # They change what is computed from here on, and may: a run says so and goes on. With them the number of processes.
 MAY_CHANGE = ("epochs", "iterations", "batch_size", "accumulate", "precision", "use_fp16")
@@ -59,7 +67,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     neutral = set(NEUTRAL_SETTINGS)
     if "train_images" in new and "train_images" not in old:
         neutral -= {"data_path", "dataset"}
-    old = {**_BEFORE, **old}
+    old = {**_BEFORE, **_BEFORE_OF.get(str(old.get("method")), {}), **old}
     for name, value in new.items():
         if name not in old or name in neutral:
             continue

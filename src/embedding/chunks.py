@@ -28,6 +28,11 @@ from ..parallel import collectives
 LARGEST = 2048  # images of a chunk: seconds on a GPU, a minute or two on a CPU
 SMALL = 16  # side in pixels of the grey versions that are kept to tell near-duplicates
 ABOUT = "embedding.json"
+# What a folder of features of something else may hold, apart from the parts
+OWN_FILES = (
+    *("features.npy", "features.parquet", "pixels.npy", "rows.npy", "unreadable.txt", "index.html"),
+    *(f"{name}.png" for name in ("map", "queries", "clusters", "duplicates", "unusual", "inside")),
+)
 
 
 @dataclass(frozen=True)
@@ -131,21 +136,34 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (ValueError, OSError):
-        raise UserError(f"{path} cannot be read: choose another --dump_path, or say --overwrite") from None
-    return found
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        found = None
+    whole = isinstance(found, dict) and isinstance(found.get("identity"), dict) and isinstance(found.get("chunk"), int)
+    if not whole:
+        raise UserError(f"{path} cannot be read: choose another --dump_path, or say --overwrite")
+    return dict(found)
 
 
 def _begin(folder: Path, num_images: int, identity: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
-    about = {} if overwrite else read_about(folder)
+    try:
+        about = read_about(folder)
+    except UserError:
+        if not overwrite:
+            raise
+        about = {}
+    changed = differences(about["identity"], identity) if about else []
+    if overwrite and (changed or "rows" in about):
+        about = {}  # what is begun and of the same goes on, so that a start after a kill may say it again
     if about:
-        changed = differences(about["identity"], identity)
         if changed:
             told = ", ".join(one.text for one in changed)
             raise UserError(f"{folder} holds other features: {told}; choose another --dump_path, or say --overwrite")
         return about
     Parts(folder, num_images, LARGEST).remove()
+    for pattern in OWN_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
     size = max(64, min(LARGEST, math.ceil(num_images / (8 * collectives.world_size()))))
     about = {"identity": dict(identity), "chunk": size}
     write_json(folder / ABOUT, about)
@@ -181,13 +199,25 @@ def extract(looked: Looked, parts: Parts, *, batch_size: int, workers: int, half
             small = _small(batch.crops[0])
             shown = looked.prepare(batch)
             features = looked.backbone(shown.crops[0]).float().cpu()
-            begun.append(Chunk(features.half() if half else features, small, batch.indices.cpu(), batch.unreadable))
+            begun.append(Chunk(_kept(features, half), small, batch.indices.cpu(), batch.unreadable))
         else:
             begun.append(Chunk(torch.empty(0, 0), torch.empty(0, 0, 0), batch.indices, batch.unreadable))
         if at + 1 == len(batches) or batches.batches[at + 1][0] != number:
             parts.write(number, _joined(begun))
             begun = []
     collectives.barrier()
+
+
+def _kept(features: Tensor, half: bool) -> Tensor:
+    """As they are written; raises UserError for what is infinite or no number, or would be with 16 bits."""
+    if not bool(torch.isfinite(features).all()):
+        raise UserError("the network gives features that are not finite")
+    kept = features.half() if half else features
+    if not bool(torch.isfinite(kept).all()):
+        raise UserError(
+            f"features of up to {float(features.abs().max()):.3g} do not fit into 16 bits: go without --half"
+        )
+    return kept
 
 
 def _small(crops: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from ..checkpoints.files import write_atomically, write_json
 from ..data.labels import UNLABELLED
 from ..data.source import ImageSource
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .chunks import ABOUT, SMALL, Parts, read_about
 
 FEATURES, TABLE, PIXELS, ROWS, UNREADABLE = (
@@ -61,7 +61,7 @@ def finish(folder: Path, parts: Parts) -> None:
     write_atomically(folder / FEATURES, lambda file: _write_array(file, *features))
     write_atomically(folder / PIXELS, lambda file: _write_array(file, *pixels))
     write_atomically(folder / ROWS, lambda file: np.save(file, rows))
-    lines = [as_utf8(name).replace("\n", "\\n") for name in unreadable]
+    lines = [_as_line(name) for name in unreadable]
     told = "".join(f"{line}\n" for line in lines).encode()
     if unreadable:
         write_atomically(folder / UNREADABLE, lambda file: file.write(told))
@@ -76,11 +76,12 @@ def finish(folder: Path, parts: Parts) -> None:
 def open_finished(folder: Path, num_images: int) -> Embedding:
     """Raises UserError where a file is missing or not what it was."""
     about = read_about(folder)
+    Parts(folder, num_images, 1).remove()  # a kill may have left them
     try:
         features, pixels, rows = (np.load(folder / name, mmap_mode="r") for name in (FEATURES, PIXELS, ROWS))
         fits = features.shape == (about["rows"], about["width"]) and len(pixels) == len(rows) == about["rows"]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: {str(error).splitlines()[0]}; say --overwrite to make it again") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder}: {first_line(error)}; say --overwrite to make it again") from None
     if not fits:
         raise UserError(f"{folder}: its files do not belong together; say --overwrite to make them again")
     return Embedding(features, pixels, np.asarray(rows), num_images)
@@ -101,7 +102,7 @@ def _write_array(file: Any, blocks: Any, shape: tuple[int, ...], kind: Any) -> N
 def unreadable_names(folder: Path) -> list[str]:
     """What ``unreadable.txt`` names."""
     path = folder / UNREADABLE
-    return path.read_text().split("\n")[:-1] if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def write_table(folder: Path, embedding: Embedding, images: ImageSource) -> None:
@@ -136,6 +137,23 @@ def write_table(folder: Path, embedding: Embedding, images: ImageSource) -> None
                 writer.write_table(block(first))
 
     write_atomically(folder / TABLE, write)
+
+
+def has_table(folder: Path, rows: int) -> bool:
+    """Whether there is a whole ``features.parquet`` of so many rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: int = pq.read_metadata(folder / TABLE).num_rows
+    except (OSError, pa.ArrowException):
+        return False
+    return found == rows
+
+
+def _as_line(name: str) -> str:
+    """The same, with escapes for whatever would end a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_utf8(name))
 
 
 def as_utf8(name: str) -> str:

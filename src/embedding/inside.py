@@ -7,66 +7,69 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
-from ..models.backbones import features_and_map
+from ..models.backbones.resnet import ResNet
 
 
 @torch.no_grad()
 def last_map(backbone: nn.Module, images: Tensor) -> Tensor | None:
     """(n, C, h, w): a convolutional network's last map, or the last tokens of a transformer's patches.
 
-    None for networks whose last layer has no places.
+    None for networks whose last layer has no places, or whose layout cannot be told.
     """
-    if not hasattr(backbone, "patch_embed"):
-        try:
-            return features_and_map(backbone, images)[1].float()
-        except (UserError, AttributeError):
-            return None
+    if isinstance(backbone, ResNet):
+        return backbone.feature_map(images).float()
     model: Any = backbone
-    tokens = model.forward_features(images).float()
-    if tokens.ndim == 4:  # of windows: rows and columns stay, channels come last
-        is_last = getattr(model, "output_fmt", "NHWC") == "NHWC"
-        return tokens.permute(0, 3, 1, 2) if is_last else tokens
-    grid = _grid(model, images)
-    if tokens.ndim != 3 or tokens.shape[1] <= grid[0] * grid[1] - 1:
+    found = model.forward_features(images) if hasattr(model, "forward_features") else None
+    width = getattr(model, "num_features", None)
+    if not isinstance(found, Tensor):
         return None
-    patches = tokens[:, tokens.shape[1] - grid[0] * grid[1] :]
-    return patches.transpose(1, 2).unflatten(2, grid)
+    if found.ndim == 4 and found.shape[1] == width:
+        return found.float()
+    if found.ndim == 4 and found.shape[3] == width:  # channels last, as in transformers of windows
+        return found.permute(0, 3, 1, 2).float()
+    grid = _grid(model, images)
+    if found.ndim != 3 or found.shape[2] != width or grid is None:
+        return None
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    if found.shape[1] != prefix + grid[0] * grid[1]:
+        return None
+    return found[:, prefix:].transpose(1, 2).unflatten(2, grid).float()
 
 
 @torch.no_grad()
 def attention_of_heads(backbone: nn.Module, images: Tensor) -> Tensor | None:
     """(n, heads, h, w): how much the class token looks at each patch in the last block; sums to at most 1.
 
-    As DINO draws it (Caron et al. 2021, arXiv 2104.14294, figure 1). None for networks without such a token.
+    As DINO draws it (Caron et al. 2021, arXiv 2104.14294, figure 1). None for networks other than timm's plain vision
+    transformers: what others compute between a class token and the patches differs.
     """
-    model: Any = backbone
-    blocks = getattr(model, "blocks", None)
-    attention: Any = getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential) and len(blocks) else None
-    known = all(hasattr(attention, name) for name in ("qkv", "num_heads", "scale"))
-    if not known or getattr(attention, "qkv", None) is None or getattr(model, "cls_token", None) is None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(backbone, VisionTransformer) or backbone.cls_token is None:
         return None
-    if getattr(attention, "rope", None) is not None or getattr(model, "rope", None) is not None:
-        return None  # positions that are turned inside: the plain product would not be what it computes
+    attention: Any = getattr(backbone.blocks[-1], "attn", None)
+    grid = _grid(backbone, images)
+    if type(attention).__name__ != "Attention" or grid is None:  # others, of talking heads say, compute something else
+        return None
     seen: list[Tensor] = []
     handle = attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
-        model.forward_features(images)
+        backbone.forward_features(images)
     finally:
         handle.remove()
-    if not seen:
+    if not seen or seen[0].shape[1] != backbone.num_prefix_tokens + grid[0] * grid[1]:
         return None
-    x = seen[0]
-    query, key, _ = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    query = getattr(attention, "q_norm", nn.Identity())(query)
-    key = getattr(attention, "k_norm", nn.Identity())(key)
+    query, key, _ = attention.qkv(seen[0]).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key = attention.q_norm(query), attention.k_norm(key)
     weights = (query[:, :, :1] * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1)[:, :, 0]
-    grid = _grid(model, images)
-    return weights[..., weights.shape[-1] - grid[0] * grid[1] :].unflatten(-1, grid).float()
+    return weights[..., backbone.num_prefix_tokens :].unflatten(-1, grid).float()
 
 
-def _grid(model: Any, images: Tensor) -> tuple[int, int]:
-    side = model.patch_embed.patch_size
+def _grid(model: Any, images: Tensor) -> tuple[int, int] | None:
+    """Rows and columns of a transformer's patches; None for networks that have none."""
+    side = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if side is None:
+        return None
     rows, columns = side if isinstance(side, (tuple, list)) else (side, side)
     return images.shape[-2] // rows, images.shape[-1] // columns
 

@@ -104,12 +104,23 @@ def find(embedding: Embedding, images: ImageSource, wanted: Wanted, device: torc
     )
 
 
+def require_page(images: ImageSource, queries: Sequence[str]) -> None:
+    """Raises UserError where there are too few images for a page, or a query is not among them."""
+    if len(images) < LEAST:
+        raise UserError(f"a page needs {LEAST} images, and there are {len(images)}: --page false goes without one")
+    missing = set(queries)
+    for index in range(len(images) if missing else 0):
+        missing -= {images.relative_name(index), images.name(index)}
+    if missing:
+        raise UserError(f"--queries {min(missing)}: there is no image of this name")
+
+
 def _row_of(name: str, embedding: Embedding, images: ImageSource) -> int:
     """The row of the image of this name, with or without what lies above the folder."""
     for row, index in enumerate(embedding.rows):
         if name in (images.relative_name(int(index)), images.name(int(index))):
             return row
-    raise UserError(f"--queries {name}: there is no readable image of this name")
+    raise UserError(f"--queries {name}: this image cannot be read")
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,14 @@ def read_pictures(
 
 
 def look(
-    looked: Looked, embedding: Embedding, wanted: Wanted, folder: Path, *, batch_size: int, workers: int
+    looked: Looked,
+    embedding: Embedding,
+    wanted: Wanted,
+    folder: Path,
+    *,
+    title: str,
+    batch_size: int,
+    workers: int,
 ) -> dict[str, Any]:
     """Writes the pictures and ``index.html``; returns what it says of the images, by name."""
     found = find(embedding, looked.images, wanted, looked.prepare.device)
@@ -167,7 +185,7 @@ def look(
     places = (points - low) / np.maximum(high - low, 1e-12)
     compared = f"all {count:,}" if count == len(embedding) else f"{count:,} of {len(embedding):,}, evenly spread"
     content = {
-        "title": f"{Path(looked.path).name}, as seen by {looked.description.split(':')[0]}",
+        "title": title,
         "facts": [[name, str(value)] for name, value in facts.items()],
         "names": [as_utf8(looked.images.relative_name(int(index))) for index in indices],
         "neighbours": [
@@ -290,7 +308,7 @@ def _facts(looked: Looked, embedding: Embedding, found: Found) -> dict[str, Any]
     if known.any():
         theirs = labels[found.neighbours[:, :10]]
         share = (theirs == labels[:, None])[known].mean()
-        facts["of the ten nearest, of the same class"] = f"{100 * share:.1f} %"
+        facts[f"of the {theirs.shape[1]} nearest, of the same class"] = f"{100 * share:.1f} %"
     return facts
 
 

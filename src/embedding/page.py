@@ -28,9 +28,9 @@ def write_page(path: Path, content: Mapping[str, Any], thumbnails: np.ndarray) -
     told = {**content, "columns": COLUMNS, "atlas": data_uri(_atlas(thumbnails), "JPEG")}
     # nothing in it may end the element that holds it
     text = json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
-    template = (Path(__file__).parent / "page.html").read_text()
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     assert _DATA in template
-    page = template.replace(_DATA, _DATA + text).encode()
+    page = template.replace(_DATA, _DATA + text).encode("utf-8")
     write_atomically(path, lambda file: file.write(page))
 
 

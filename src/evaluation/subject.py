@@ -23,7 +23,7 @@ from ..data.source import ImageSource
 from ..data.splits import name_of_data
 from ..data.to_device import ToDevice
 from ..data.views import CentreView
-from ..models.backbones import STEMS, BackboneSpec, feature_width
+from ..models.backbones import STEMS, BackboneSpec, feature_width, require_size
 from ..models.pretrained import Hints, Pretrained, load_backbone, name_of_weights, random_backbone
 from ..parallel import collectives
 from ..parallel.launch import DeviceSettings
@@ -194,6 +194,7 @@ def open_subject(
         if source.left_out and collectives.is_main():
             print(f"warning: left out beside the {which} images: {'; '.join(source.left_out)}", file=sys.stderr)
     backbone = weights.backbone.to(device).to(memory_format=torch.channels_last)
+    require_size(backbone, shown.size, weights.spec.channels)
     prepare = ToDevice(device, shown.mean, shown.std)
     return Subject(
         backbone,

@@ -25,7 +25,10 @@ def require_agreement(
         expected, found = backbone(images), other(images)
         if found.shape != expected.shape:
             raise UserError(f"{who} gives features of shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
-        worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)))
-    if not worst <= TOLERANCE:
-        raise UserError(f"{who} gives other features: they differ by {worst:.2g} of the largest one")
+        if not bool(torch.isfinite(expected).all()):
+            raise UserError("the network gives features that are not finite")
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        if not difference <= TOLERANCE:  # nan is not
+            raise UserError(f"{who} gives other features: they differ by {difference:.2g} of the largest one")
+        worst = max(worst, difference)
     return worst

@@ -52,7 +52,9 @@ def write_card(path: Path, loaded: Pretrained, checkpoint: str, licence: str, si
 
     run = Path(checkpoint).absolute().parent
     settings, method = loaded.settings, loaded.family
-    title, paper = _PAPERS.get(method, (method or "unknown", ""))
+    title, paper = _PAPERS.get(method, (method, ""))
+    learnt = f" whose weights were learnt from images without labels by {title}" if title else ", feature extractor"
+    learnt += f" ([arXiv {paper}](https://arxiv.org/abs/{paper}))." if paper else "."
     results = list(_results(run, Path(checkpoint), settings)) if Path(checkpoint).is_file() else []
     head = ModelCardData(
         model_name=name,
@@ -64,8 +66,7 @@ def write_card(path: Path, loaded: Pretrained, checkpoint: str, licence: str, si
     )
     lines = [
         *("---", head.to_yaml(), "---", "", f"# {name}", ""),
-        f"A {loaded.spec.name} whose weights were learnt from images without labels by {title}"
-        + (f" ([arXiv {paper}](https://arxiv.org/abs/{paper}))." if paper else "."),
+        f"A {loaded.spec.name}{learnt}",
         *(
             "",
             "## Use",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import write_atomically
 from ..errors import UserError, first_line
+from ..models.backbones import require_size, takes
 from .agreement import require_agreement
 
 LARGEST = 2**31 - 1  # bytes of a file that ONNX holds in one piece
@@ -35,10 +36,11 @@ def write_onnx(path: Path, backbone: nn.Module, told: Mapping[str, Any], size: i
         path: of the file.
         backbone: in eval mode, on the CPU.
         told: what is kept in the file's metadata, such as mean and std.
-        size: side of the images; transformers take this one only, others any.
+        size: side of the images; transformers, and others that were made for one size, take this one only.
         channels: of the images.
     """
-    is_fixed = hasattr(backbone, "patch_embed")
+    require_size(backbone, size, channels)
+    is_fixed = hasattr(backbone, "patch_embed") or not takes(backbone, size + 32, channels)
     if sum(tensor.numel() * tensor.element_size() for tensor in backbone.state_dict().values()) > LARGEST:
         raise UserError("networks of 2 GB and more do not fit into one ONNX file")
     content = _program(backbone, size, channels, is_fixed, told)

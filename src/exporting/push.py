@@ -1,6 +1,7 @@
 """A folder on its way to the Hugging Face Hub."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError, first_line
@@ -8,12 +9,12 @@ from ..errors import UserError, first_line
 
 def require_name(name: str) -> None:
     """Raises UserError for what is no USER/NAME."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
         raise UserError(f"--push {name}: expected USER/NAME, of letters, digits, '.', '-' and '_'")
 
 
-def push(folder: Path, name: str, private: bool) -> str:
-    """Uploads a folder as a model, which is made where there is none; returns its address.
+def push(folder: Path, files: Sequence[str], name: str, private: bool) -> str:
+    """Uploads these files of a folder as a model, which is made where there is none; returns its address.
 
     The token is the one that ``hf auth login`` keeps, or ``HF_TOKEN``; ``HF_ENDPOINT`` names another hub.
     """
@@ -22,7 +23,7 @@ def push(folder: Path, name: str, private: bool) -> str:
     api = HfApi()
     try:
         made = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by export.py")
+        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(files))
     except Exception as error:  # of the network, of rights, of names: the library has many
         raise UserError(f"{folder} is written, and cannot be pushed to {name}: {first_line(error)}") from None
     return str(made)

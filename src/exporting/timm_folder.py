@@ -1,6 +1,5 @@
 """A backbone as a folder that timm loads from the Hugging Face Hub or from the disk."""
 
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import write_json
 from ..checkpoints.weights import write_weights
-from ..errors import UserError
-from ..models.backbones import ALIASES, feature_width
-from ..models.pretrained import Pretrained, with_positions_of
+from ..errors import UserError, first_line
+from ..models.backbones import ALIASES, feature_width, require_size, takes_sizes
+from ..models.pretrained import Pretrained
 from .agreement import require_agreement
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -40,17 +39,18 @@ def write_folder(folder: Path, loaded: Pretrained, size: int) -> None:
     Args:
         folder: made where there is none.
         loaded: the backbone and what is known of it.
-        size: side of the images; a transformer's position table is resampled to it.
+        size: side of the images.
     """
-    import timm
-
-    name = timm_name(loaded)
+    name, channels = timm_name(loaded), loaded.spec.channels
     told: Mapping[str, Any] = loaded.told
-    arguments: dict[str, Any] = {"in_chans": loaded.spec.channels}
+    require_size(loaded.backbone, size, channels)
     state = loaded.backbone.state_dict()
-    if hasattr(loaded.backbone, "pos_embed"):
+    arguments: dict[str, Any] = {"in_chans": channels}
+    if loaded.spec.arch in _TRANSFORMERS:
         arguments["img_size"] = size
-        state = _at_size(loaded.backbone, timm.create_model(name, num_classes=0, **arguments), state, size)
+        state = _at_size(state, size // 16)
+    elif takes_sizes(name):
+        arguments["dynamic_img_size"] = True
     resize = told.get("eval_resize") or round(size * 256 / 224)
     config = {
         "architecture": name,
@@ -60,7 +60,7 @@ def write_folder(folder: Path, loaded: Pretrained, size: int) -> None:
         "pretrained_cfg": {
             "tag": told.get("method") or "self_supervised",
             "num_classes": 0,
-            "input_size": [loaded.spec.channels, size, size],
+            "input_size": [channels, size, size],
             "crop_pct": size / max(size, resize),
             "interpolation": "bilinear",
             "mean": list(told["mean"]),
@@ -72,21 +72,22 @@ def write_folder(folder: Path, loaded: Pretrained, size: int) -> None:
         for place in (Path(trial), folder):
             write_weights(place / WEIGHTS, state, told)
             write_json(place / CONFIG, config)
-            again = timm.create_model(f"local-dir:{place}", pretrained=True).eval()
-            require_agreement(loaded.backbone, again, [(2, loaded.spec.channels, size, size)], "timm")
+            again = _loaded_by_timm(place)
+            require_agreement(loaded.backbone, again, [(2, channels, size, size)], "timm")
 
 
-def _at_size(backbone: nn.Module, other: nn.Module, state: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
-    """The entries with the position table that the backbone itself has at this size."""
-    from ..models.backbones.vit import SIDE, VisionTransformer, interpolate_positions
+def _loaded_by_timm(folder: Path) -> nn.Module:
+    import timm
 
-    if not isinstance(backbone, VisionTransformer):
-        return with_positions_of(other, dict(state))
-    side: Any = backbone.patch_embed.patch_size
-    patches = size // side[0]
-    table = state["pos_embed"]
-    assert table.shape[1] == 1 + SIDE * SIDE
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:  # of networks that it builds for one size only
+        raise UserError(f"timm cannot load what was written: {first_line(error)}") from None
+
+
+def _at_size(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:
+    """The entries of TWIST's transformers with the position table that they have at so many patches a side."""
+    from ..models.backbones.vit import interpolate_positions
+
     with torch.no_grad():
-        table = interpolate_positions(table, patches, patches)
-    assert math.isqrt(table.shape[1] - 1) == patches
-    return {**state, "pos_embed": table}
+        return {**state, "pos_embed": interpolate_positions(state["pos_embed"], patches, patches)}

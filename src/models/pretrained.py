@@ -88,7 +88,8 @@ def load_backbone(path: str | Path, spec: "BackboneSpec | Hints | None" = None, 
     spec = _spec_of(path, spec, found.settings, found.state)
     if published:
         _require_same(spec, published, path)
-    backbone, state = spec.build(), found.state
+    backbone = spec.build()
+    state = {**_behind_the_pooling(backbone, found), **found.state}
     # batch norm's counters, which no evaluation reads: old files and detectron2's have none, and torch does without
     counters = {n: t for n, t in backbone.state_dict().items() if n.endswith("num_batches_tracked") and n not in state}
     state = with_positions_of(backbone, {**state, **counters})
@@ -141,6 +142,13 @@ def _found(path: str | Path, key: str, published: zoo.Published | None) -> _Foun
     family = settings.get("method") or (published.method if published else family_of(content, path, key))
     origin = f"layout {layout.name}, {len(named) - len(state)} entries of heads and others left out"
     return _Found(state, named, of_backbone, layout.projector, settings, family, origin)
+
+
+def _behind_the_pooling(backbone: nn.Module, found: _Found) -> dict[str, Tensor]:
+    """The backbone's own entries among those that look like a classifier's: ``head.norm`` of ConvNeXt, say."""
+    named = {name.removeprefix("module."): tensor for name, tensor in found.named.items()}
+    expected = backbone.state_dict()
+    return {name: named[name] for name in expected if name in named and named[name].shape == expected[name].shape}
 
 
 def with_positions_of(backbone: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import embed
+from src.checkpoints.weights import write_weights
 from src.embedding import chunks
 from src.embedding.inside import as_colours, attention_of_heads, last_map
 from src.embedding.neighbours import cluster, near_duplicates, nearest
 from src.errors import UserError
-from src.models.backbones import create_backbone
+from src.models.backbones import BackboneSpec, create_backbone
+from src.models.pretrained import random_backbone
 from tests.helpers import free_port, run
 
 import numpy as np
@@ -81,10 +83,6 @@ def test_the_files_hold_what_the_network_gives(one, patches):
     assert not (one / "unreadable.txt").exists()
     assert not (one / "parts").exists()
     # by hand: one image, resized and normalised, through the same network
-    torch.manual_seed(31)
-    from src.models.backbones import BackboneSpec
-    from src.models.pretrained import random_backbone
-
     backbone = random_backbone(BackboneSpec("resnet18", 0.0625, "small"), 31).eval()
     with Image.open(patches / "train" / paths[40]) as image:
         levels = np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR), dtype=np.float32) / 255
@@ -154,11 +152,74 @@ def test_other_weights_are_not_mixed_in(one, patches, tmp_path):
         embedded(*words, "--half")
     with pytest.raises(UserError, match="other list"):
         embedded(patches / "test", *words[1:])
+    with pytest.raises(UserError, match="stem small -> small_pool"):
+        embedded(*words, "--stem", "small_pool")
+    assert (folder / "index.html").exists()
     assert embedded(*words, "--half", "--overwrite") == 0
+    assert not (folder / "index.html").exists()  # nor any picture of what was there before
+    assert not list(folder.glob("*.png"))
     halves = np.load(folder / "features.npy")
     assert halves.dtype == np.float16
     assert np.allclose(halves, np.load(one / "features.npy"), atol=1e-2)
     assert pyarrow.parquet.read_table(folder / "features.parquet")["vector"].to_pylist()[5] == halves[5].tolist()
+
+
+def test_overwriting_goes_on_after_a_kill(one, patches, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "one"
+    shutil.copytree(one, folder)
+    words = [patches / "train", *SMALL, "--dump_path", folder, "--page", "false", "--seed", 32, "--overwrite"]
+    write = chunks.Parts.write
+
+    def fails_at_the_second(self, number, chunk):
+        if number:
+            raise KeyboardInterrupt
+        write(self, number, chunk)
+
+    monkeypatch.setattr(chunks.Parts, "write", fails_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        embedded(*words)
+    assert not (folder / "features.npy").exists()
+    monkeypatch.undo()
+    assert embedded(*words) == 0
+    assert "1 of 2 chunks were made before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["[]", '"abc"', '{"x": 1}', "{", ""])
+def test_a_damaged_description_is_one_line(content, one, patches, tmp_path):
+    shutil.copytree(one, tmp_path / "one")
+    (tmp_path / "one" / "embedding.json").write_text(content)
+    with pytest.raises(UserError, match=r"embedding.json cannot be read: choose another --dump_path"):
+        embedded(patches / "train", *SMALL, "--dump_path", tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["features.npy", "features.parquet", "rows.npy"])
+@pytest.mark.parametrize("kept", [0, 100])
+def test_damaged_files_are_noticed(name, kept, one, patches, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(one, folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:kept])
+    words = [patches / "train", *SMALL, "--dump_path", folder, "--page", "false"]
+    if name == "features.parquet":
+        assert embedded(*words) == 0
+        assert len(pyarrow.parquet.read_table(folder / name)) == 96
+    else:
+        with pytest.raises(UserError, match="say --overwrite to make it again"):
+            embedded(*words)
+
+
+def test_features_that_are_not_finite_are_not_written(patches, tmp_path):
+    state = random_backbone(BackboneSpec("resnet18", 0.0625, "small"), 3).state_dict()
+    for factor, words, said in (
+        (1e30, [], "are not finite"),
+        (1e6, ["--half"], "do not fit into 16 bits: go without --half"),
+    ):
+        name = tmp_path / f"{factor:g}.pth"
+        changed = {**state, "layer4.1.bn2.weight": state["layer4.1.bn2.weight"] * factor}
+        changed["layer4.0.bn2.weight"] = state["layer4.0.bn2.weight"] * (factor if factor > 1e10 else 1)
+        write_weights(name, changed, {"arch": "resnet18", "width": 0.0625, "stem": "small"})
+        with pytest.raises(UserError, match=said):
+            embedded(patches / "test", name, "--crop_size", 16, "--resize", 16, "--workers", 0, "--dump_path",
+                     tmp_path / f"out{factor:g}", "--page", "false", *words)  # fmt: skip
 
 
 def test_any_folder(odd, tmp_path, capsys):
@@ -181,7 +242,15 @@ def test_any_folder(odd, tmp_path, capsys):
 
 
 BAD = {
-    "a query that is not there": (["--queries", "nowhere.png"], "--queries nowhere.png: there is no readable image"),
+    "a query that is not there": (
+        ["--queries", "nowhere.png"],
+        "--queries nowhere.png: there is no image of this name",
+    ),
+    "results among the images": (["--dump_path", "{train}/out"], "the results would lie among the images"),
+    "a size that the network was not made for": (
+        ["--arch", "mixer_s32_224", "--width", "1", "--stem", "imagenet"],
+        "the network cannot compute images of 16 x 16 pixels",
+    ),
     "an unknown projection": (["--projection", "som"], "--projection"),
     "no clusters": (["--clusters", "1"], "--clusters"),
 }
@@ -190,8 +259,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case, one, patches, capsys):
     words, said = BAD[case]
+    words = [word.format(train=patches / "train") for word in words]
     with pytest.raises((UserError, SystemExit)) as error:
-        embedded(patches / "train", *SMALL, "--dump_path", one, *words)
+        embedded(patches / "train", *SMALL, *([] if "--dump_path" in words else ["--dump_path", one]), *words)
     assert said in f"{error.value} {capsys.readouterr().err}"
 
 
@@ -205,7 +275,7 @@ def test_too_few_images(patches, tmp_path):
     for path in (tmp_path / "few").glob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 3 images could be read"):
-        embedded(tmp_path / "few", *SMALL, "--dump_path", tmp_path / "none")
+        embedded(tmp_path / "few", *SMALL, "--dump_path", tmp_path / "none", "--page", "false")
 
 
 @pytest.mark.parametrize("projection", ["pca", "tsne", "umap"])
@@ -279,13 +349,37 @@ def test_attention_is_that_of_the_network(name):
     assert torch.allclose(last_map(backbone, images).flatten(2).transpose(1, 2), tokens, atol=1e-5)
 
 
-def test_maps_of_other_networks():
+MAPS = {  # of 224 pixels; None where there are no places, or none that can be told
+    "mobilenetv3_small_050": (7, 7),
+    "swin_tiny_patch4_window7_224": (7, 7),
+    "pvt_v2_b0": (7, 7),
+    "samvit_base_patch16_224": None,
+    "efficientvit_m0": (4, 4),
+    "mambaout_femto": (7, 7),
+    "mixer_s32_224": None,
+    "crossvit_tiny_240": None,
+    "levit_128s": None,
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_of_other_networks(name):
+    backbone = timm.create_model(name, num_classes=0).eval()
+    size = 240 if name.endswith("240") else 224
+    found = last_map(backbone, torch.rand(2, 3, size, size))
+    if MAPS[name] is None:
+        assert found is None or found.shape[1] == backbone.num_features
+    else:
+        assert found.shape == (2, backbone.num_features, *MAPS[name])
+    assert attention_of_heads(backbone, torch.rand(2, 3, size, size)) is None
+
+
+def test_the_map_of_our_networks():
+    backbone = create_backbone("resnet18", width=0.125).eval()
     images = torch.rand(2, 3, 64, 64)
-    assert last_map(create_backbone("resnet18", width=0.125).eval(), images).shape == (2, 64, 2, 2)
-    assert last_map(create_backbone("mobilenetv3_small_050").eval(), images).shape[2:] == (2, 2)
-    assert attention_of_heads(create_backbone("resnet18", width=0.125), images) is None
-    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=64, depths=(1, 1, 1, 1)).eval()
-    assert last_map(swin, images).shape == (2, 768, 2, 2)
+    found = last_map(backbone, images)
+    assert torch.allclose(found.mean(dim=(2, 3)), backbone(images), atol=1e-5)
+    assert attention_of_heads(backbone, images) is None
 
 
 def test_colours_are_the_main_directions():

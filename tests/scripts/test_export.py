@@ -11,6 +11,7 @@ import hubconf
 from src.checkpoints.weights import write_weights
 from src.errors import UserError
 from src.exporting import onnx_file
+from src.exporting.agreement import require_agreement
 from src.models.backbones import create_backbone
 from src.models.pretrained import BackboneSpec, load_backbone, random_backbone
 from tests.checkpoints.test_layouts import MOCO_HEAD, prefixed, weights
@@ -201,6 +202,44 @@ def test_what_timm_does_not_have_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("size", [96, 256])
+def test_a_transformer_of_windows_at_another_size(size, tmp_path):
+    backbone = random_backbone(BackboneSpec("swin_tiny_patch4_window7_224"), 3)
+    write_weights(tmp_path / "in.pth", backbone.state_dict(), {"arch": "swin_tiny_patch4_window7_224"})
+    assert export.main([str(tmp_path / "in.pth"), f"{tmp_path}/out/", "--size", str(size)]) == 0
+
+
+@pytest.mark.parametrize("name", ["mixer_s32_224", "cait_xxs24_224", "beit_base_patch16_224"])
+def test_a_network_of_one_size_is_refused_at_another(name, tmp_path):
+    write_weights(tmp_path / "in.pth", create_backbone(name).state_dict(), {"arch": name})
+    for out in ("out/", "out.onnx"):
+        with pytest.raises(UserError, match="the network cannot compute images of 96 x 96 pixels"):
+            export.main([str(tmp_path / "in.pth"), f"{tmp_path}/{out}", "--size", "96"])
+        assert not (tmp_path / out).exists()
+
+
+def test_what_is_no_number_does_not_agree():
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="another gives other features"):
+            require_agreement(
+                torch.nn.Flatten(), lambda images, value=value: images.flatten(1) * value, [(2, 3, 4, 4)], "another"
+            )
+    broken = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Threshold(9.0, float("inf")))
+    with pytest.raises(UserError, match="the network gives features that are not finite"):
+        require_agreement(broken, broken, [(2, 3, 4, 4)], "another")
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0", "mobilenetv3_small_050", "regnetx_002"])
+def test_networks_of_timm_are_read_again(name, tmp_path):
+    """Some have layers behind the pooling whose names look like a classifier's."""
+    state = random_backbone(BackboneSpec(name), 3).state_dict()
+    write_weights(tmp_path / "in.safetensors", state, {"arch": name})
+    again = load_backbone(tmp_path / "in.safetensors").backbone.state_dict()
+    assert all(torch.equal(again[entry], tensor) for entry, tensor in state.items())
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "theirs.pth")  # with a classifier
+    load_backbone(tmp_path / "theirs.pth", BackboneSpec(name))
+
+
 class FakeHub(http.server.ThreadingHTTPServer):
     """As much of the Hugging Face Hub as an upload meets."""
 
@@ -309,6 +348,8 @@ def test_a_pushed_model_arrives_whole(hub, patches, tmp_path, capsys):
     evaluated = run("eval_knn.py", "--data_path", patches, "--pretrained", checkpoint, "--dump_path",
                     tmp_path / "run" / "knn", "--k", 5, "--workers", 0, "--device", "cpu")  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "secret.txt").write_text("not to be seen")
     pushed = ["--push", "user/model", "--private", "--license", "cc-by-4.0"]
     assert export.main([str(checkpoint), f"{tmp_path}/out", *pushed]) == 0
     assert "pushed to" in capsys.readouterr().out
@@ -336,6 +377,8 @@ BAD = {
         "out is written, and cannot be pushed to user/forbidden",
     ),
     "a folder that holds a model": (["full"], "exists already: choose another name, or say --overwrite"),
+    "a file to push": (["out.onnx", "--push", "user/model"], "--push uploads a folder, and out.onnx is to be a file"),
+    "a name that is a path": (["out", "--push", "../.."], "--push ../..: expected USER/NAME"),
     "a file that is not there": (["out.pth"], "missing.pth does not exist"),
     "another network": (["out.pth", "--arch", "resnet50"], "is --arch right"),
     "another entry": (["out.pth", "--key", "ema"], "no entry"),

@@ -30,6 +30,13 @@ class TwistViewSettings:
     max1: float = setting(1.0, "largest share of the image area of global crops", above=0, at_most=1)
     min2: float = setting(0.05, "smallest share of the image area of local crops", above=0, at_most=1)
     max2: float = setting(0.4, "largest share of the image area of local crops", above=0, at_most=1)
+    jitter_strength: float = setting(
+        1.0, "strength of the colour jitter, as a factor on the paper's", at_least=0, at_most=2.5
+    )
+    grayscale: float = setting(0.2, "probability of grayscale", at_least=0, at_most=1)
+    blur: float | None = setting(
+        None, "probability of a blur in every view; 0 suits small images. Default: each view's own", at_least=0, at_most=1
+    )
 
     @property
     def local_crops(self) -> int:
@@ -45,14 +52,27 @@ class TwistViewSettings:
         """Those of the main loss."""
         if self.aug == "multicrop":
             first, second = (self.min1, self.max1), (self.min2, self.max2)
-            return twist(self.aug, self.local_crops, global_scale=first, local_scale=second, sizes=self.size_crops)
-        return twist(self.aug, 0, self.main_size, sizes=(self.main_size, self.main_size))
+            found = twist(self.aug, self.local_crops, global_scale=first, local_scale=second, sizes=self.size_crops)
+        else:
+            found = twist(self.aug, 0, self.main_size, sizes=(self.main_size, self.main_size))
+        return self._coloured(found)
 
     def harder_views(self) -> Sequence[View]:
         """Those of self-labelling: always multi-crop, with as many local crops as before."""
         size = self.main_size
         local = self.size_crops[1] if self.local_crops else size
-        return twist("multicrop", self.local_crops, size, *HARDER, sizes=(size, local))
+        return self._coloured(twist("multicrop", self.local_crops, size, *HARDER, sizes=(size, local)))
+
+    def _coloured(self, views: Sequence[View]) -> Sequence[View]:
+        """With the colours that were asked for; RandAugment's are its own."""
+        s, gray, blur = self.jitter_strength, self.grayscale, self.blur
+        return [_coloured(view, s, gray, blur) if isinstance(view, RandomView) else view for view in views]
+
+
+def _coloured(view: RandomView, strength: float, grayscale: float, blur: float | None) -> RandomView:
+    brightness, contrast, saturation, hue = (strength * factor for factor in view.jitter)
+    changed = replace(view, jitter=(brightness, contrast, saturation, hue), grayscale=grayscale)
+    return changed if blur is None else replace(changed, blur=blur)
 
 
 def twist(

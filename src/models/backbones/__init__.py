@@ -6,7 +6,7 @@ A backbone maps (n, 3, h, w) to (n, F) and knows F as its attribute ``feature_wi
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...data.views import runs_of_equal_size
-from ...errors import UserError
+from ...errors import UserError, first_line
 from ...parallel.virtual import led_through
 from ...settings import setting
 from .resnet import RESNETS, ResNet, initialize
@@ -31,7 +31,10 @@ __all__ = [
     "initialize",
     "initialize_mobile",
     "is_mobile",
+    "require_size",
     "residual_blocks",
+    "takes",
+    "takes_sizes",
 ]
 
 
@@ -147,13 +150,59 @@ def _timm_backbone(name: str, drop_path: float, channels: int) -> nn.Module:
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise UserError(f"unknown backbone {name!r}{hint} (ours: {', '.join(RESNETS)}; or any timm name)")
     options: dict[str, Any] = {"in_chans": channels} | ({"drop_path_rate": drop_path} if drop_path else {})
-    try:
-        model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
-    except TypeError:  # only transformers take other image sizes by an option; convolutions always do
-        model = timm.create_model(name, num_classes=0, **options)
+    if takes_sizes(name):
+        options["dynamic_img_size"] = True
+    model = timm.create_model(name, num_classes=0, **options)
     # MobileNetV3 has a layer after pooling whose width `num_features` does not tell
     model.feature_width = getattr(model, "head_hidden_size", None) or model.num_features
     return model
+
+
+@lru_cache(maxsize=64)
+def takes_sizes(name: str) -> bool:
+    """Whether a model of timm takes other image sizes by an option, as transformers do; convolutions always do."""
+    import timm
+
+    make = partial(timm.create_model, name, num_classes=0, dynamic_img_size=True)
+    with torch.random.fork_rng(devices=[]):  # asking leaves the weights that are drawn next as they would be
+        try:
+            with torch.device("meta"):
+                make()
+        except TypeError:
+            return False
+        except (RuntimeError, NotImplementedError):  # some networks cannot be made without memory
+            try:
+                make()
+            except TypeError:
+                return False
+    return True
+
+
+@torch.no_grad()
+def takes(backbone: nn.Module, size: int, channels: int) -> bool:
+    """Whether a backbone in eval mode computes images of so many pixels a side."""
+    try:
+        require_size(backbone, size, channels)
+    except UserError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def require_size(backbone: nn.Module, size: int, channels: int) -> None:
+    """Shows a backbone one image of zeros; raises UserError where it was not made for this size."""
+    was_training = backbone.training
+    device = next(backbone.parameters()).device
+    try:
+        backbone.eval()(torch.zeros(1, channels, size, size, device=device))
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"the network cannot compute images of {size} x {size} pixels ({first_line(error)}): choose another size"
+        ) from None
+    finally:
+        backbone.train(was_training)
 
 
 def is_mobile(backbone: nn.Module) -> bool:

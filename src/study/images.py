@@ -1,0 +1,88 @@
+"""The images of a study: those that are trained on, and those that networks are judged by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.datasets import IMAGENET_MEAN, IMAGENET_STD, EvaluationDataSettings, check_channels, open_images, usual
+from ..data.decoding import Decoding
+from ..data.labels import UNLABELLED
+from ..data.source import ImageSource, Subset, as_classes_of, evenly_spread, labelled
+from ..data.splits import find_training, find_val_beside, is_own
+from ..errors import UserError
+
+HELD_OUT = 5  # without test images, every so many-th training image is one: trained on, but no neighbour
+
+
+@dataclass(frozen=True)
+class StudyImages:
+    """What a study looks at.
+
+    Attributes:
+        train: all that is trained on; ``path`` is where they lie.
+        learnt, test: labelled ones for classifiers to learn from, and to be judged by; None without labels.
+        scored: for the scores without labels.
+        tuned: as ``learnt`` and ``test``, of training images alone.
+        is_tested_beside: whether test images are a folder of their own.
+        mean, std: of the channels.
+        words: one line that says what they are.
+    """
+
+    path: str
+    train: ImageSource
+    learnt: ImageSource | None
+    test: ImageSource | None
+    scored: ImageSource
+    tuned: tuple[ImageSource | None, ImageSource | None]
+    is_tested_beside: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    words: str
+
+
+def open_study_images(
+    data: EvaluationDataSettings, channels: int, folder: Path, judged: int, scored: int
+) -> StudyImages:
+    """Opens them; raises UserError where there are none."""
+    mean, std = data.mean or usual(channels, IMAGENET_MEAN, 0.5), data.std or usual(channels, IMAGENET_STD, 0.25)
+    check_channels(mean, std, channels)
+    exif = True if data.exif_orientation is None else data.exif_orientation
+    how = data.how(Decoding(exif, data.value_range, channels), folder)
+    if not is_own(data.dataset):
+        raise UserError("a study takes images of your own: a folder, list, array or shards")
+    path = Path(find_training(data.dataset, data.data_path)).absolute()
+    train = open_images(data.dataset, path, "train", how)
+    if not len(train):
+        raise UserError(f"there are no images at {path}")
+    try:
+        beside: ImageSource | None = open_images(data.dataset, find_val_beside(data.dataset, path), "test", how)
+    except UserError:
+        beside = None
+    learnt, test = _labelled(train, beside)
+    tuned = _labelled(train, None)
+    is_tested_beside = test is not None and beside is not None and _has_labels(beside)
+    words = f"{len(train):,} training images"
+    if learnt is not None and test is not None:
+        words += f" of {len(learnt.classes)} classes; {len(test):,} test images "
+        words += "of their own" if is_tested_beside else "among them, which are no neighbours of others"
+        learnt = evenly_spread(learnt, judged)
+    looked = evenly_spread(train if beside is None else beside, scored)
+    return StudyImages(str(path), train, learnt, test, looked, tuned, is_tested_beside, mean, std, words)
+
+
+def _has_labels(images: ImageSource) -> bool:
+    return bool((np.asarray(images.labels) != UNLABELLED).any())
+
+
+def _labelled(train: ImageSource, beside: ImageSource | None) -> tuple[ImageSource | None, ImageSource | None]:
+    """Labelled images to learn from and to be judged by."""
+    if not _has_labels(train) or len(train.classes) < 2:
+        return None, None
+    if beside is not None and _has_labels(beside):
+        return labelled(train), as_classes_of(train, labelled(beside))
+    some = labelled(train)
+    numbers: Sequence[int] = range(len(some))
+    held = [number for number in numbers if number % HELD_OUT == 0]
+    return Subset(some, [number for number in numbers if number % HELD_OUT]), Subset(some, held)

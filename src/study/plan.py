@@ -1,0 +1,78 @@
+"""The runs of a study, what each waits for, and how far they are: all of it is told by files, so that any number of
+processes on any number of machines can share the work, and go on after a kill."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.files import write_json
+from ..errors import UserError
+from .judge import JUDGED
+
+FAILED = "failed.json"
+RANDOM = "random"  # a method that is not trained: what random weights are worth
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run.
+
+    Attributes:
+        name: of its folder, such as ``swav-1``.
+        place: which folder that is in: ``runs``, ``rates`` or ``timing``.
+        method, seed: of it.
+        folder: where it is.
+        command: the script and its flags, once what it needs is there; None for random weights.
+        needs: runs that come before.
+    """
+
+    name: str
+    place: str
+    method: str
+    seed: int
+    folder: Path
+    command: Callable[[], Sequence[str]] | None
+    needs: tuple["Task", ...] = field(default=())
+
+    @property
+    def is_judged(self) -> bool:
+        return (self.folder / JUDGED).exists()
+
+    @property
+    def has_failed(self) -> bool:
+        return (self.folder / FAILED).exists()
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_judged or self.has_failed
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.is_over and all(task.is_over for task in self.needs)
+
+    def judged(self) -> dict[str, Any]:
+        """What ``judged.json`` says."""
+        return read_object(self.folder / JUDGED)
+
+    def fail(self, code: int, reason: str) -> None:
+        write_json(self.folder / FAILED, {"code": code, "reason": reason})
+
+    def forget_failure(self) -> None:
+        (self.folder / FAILED).unlink(missing_ok=True)
+
+    def reason(self) -> str:
+        """Why it failed."""
+        return str(read_object(self.folder / FAILED).get("reason", ""))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; raises UserError for a file that holds none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove it, and the study makes it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not what a study writes; remove it, and the study makes it again")
+    return content

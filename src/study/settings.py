@@ -1,0 +1,105 @@
+"""What a study can be told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.datasets import EvaluationDataSettings
+from ..data.splits import name_of_data
+from ..data.views import CentreView
+from ..models.backbones import STEMS, BackboneSpec
+from ..parallel.launch import DeviceSettings
+from ..settings import replaced, setting
+from .recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class Network:
+    """Network of every method"""
+
+    arch: str = setting("resnet18", "as --arch of the training scripts", flags=["--backbone", "-a"])
+    width: float = setting(1.0, "factor on the number of channels of our ResNets", above=0, at_most=64)
+    stem: str = setting("imagenet", "first layers of our ResNets; default: small up to --size 64", choices=STEMS)
+    channels: int = setting(3, "channels of the images", at_least=1, at_most=4096)
+
+    @property
+    def spec(self) -> BackboneSpec:
+        return BackboneSpec(self.arch, self.width, self.stem, self.channels)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views of every method"""
+
+    size: int = setting(64, "side of the crops in pixels, at which networks are judged, too", at_least=8, at_most=2048)
+    area: tuple[float, float] = setting((0.2, 1.0), "smallest and largest share of the image area", above=0, at_most=1)
+    jitter: float = setting(
+        1.0, "strength of the colour jitter; 0.5 where colours tell images apart", at_least=0, at_most=1.25
+    )
+    grayscale: float = setting(0.2, "probability of grayscale", at_least=0, at_most=1)
+    blur: float = setting(0.0, "probability of a blur; default: 0.5 above --size 64, else 0", at_least=0, at_most=1)
+    clusters: int = setting(
+        0, "number of clusters or prototypes; 0: one for 42 images, 10 to 3000", at_least=0, at_most=1e6
+    )
+
+    @property
+    def shown(self) -> CentreView:
+        """How images are judged: the middle, at the size of the crops."""
+        return CentreView(self.size, round(self.size * 8 / 7))
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Study"""
+
+    methods: tuple[str, ...] = setting((), f"methods to train; default: all ({', '.join(RECIPES)})", empty=True)
+    seeds: int = setting(3, "runs of each method; fewer than 3 tell little of the noise", at_least=1, at_most=1000)
+    first_seed: int = setting(1, "seed of the first; the others count up", at_least=0, at_most=2**31)
+    epochs: int = setting(100, "of each run", at_least=1, at_most=1e6)
+    minutes: float = setting(
+        0.0,
+        "instead of --epochs: as many epochs as fit into so many minutes, by a short try of each method",
+        at_least=0,
+        at_most=1e6,
+    )
+    rates: tuple[float, ...] = setting(
+        (1.0,),
+        "factors on the learning rates; of several, each method is tried with each, for one run, and keeps the best "
+        "(by kNN among the training images, or by RankMe without labels)",
+        above=0,
+        at_most=1e4,
+    )
+    batch_size: int = setting(128, "images of a step, of every method", at_least=4, at_most=1e6)
+    judged_images: int = setting(
+        50_000, "training images that kNN and linear classifiers learn from, evenly spread", at_least=10, at_most=1e9
+    )
+    scored_images: int = setting(1000, "images for the scores without labels", at_least=50, at_most=1e6)
+    dump_path: str = setting("", "folder of the study; default: studies/DATA")
+    at_once: int = setting(
+        1, "how many runs at a time; each takes the next of the GPUs where there are several", at_least=1, at_most=1024
+    )
+    retry: bool = setting(False, "try failed runs once more", switch=True)
+    silent: bool = setting(False, "take part without a report, as --at_once starts it", switch=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What study.py has."""
+
+    data: EvaluationDataSettings = EvaluationDataSettings(workers=1)
+    study: StudySettings = StudySettings()
+    network: Network = Network()
+    views: Views = Views()
+    device: DeviceSettings = DeviceSettings()
+
+    def adapted(self, given: Mapping[str, Any]) -> tuple["Settings", list[str]]:
+        """The same with the folder of the study, and what the size of the images decides."""
+        changes: dict[str, Any] = {}
+        if not self.study.dump_path:
+            changes["dump_path"] = f"studies/{name_of_data(self.data.data_path)}"
+        small = self.views.size <= 64
+        if "stem" not in given:
+            changes["stem"] = "small" if small and self.network.arch.startswith("resnet") else "imagenet"
+        if "blur" not in given:
+            changes["blur"] = 0.0 if small else 0.5
+        return replaced(self, changes), []

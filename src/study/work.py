@@ -1,0 +1,130 @@
+"""Doing a study's runs, one after another, beside other processes that do the same."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ..checkpoints.lock import RunLock
+from ..engine.monitor import duration
+from ..errors import UserError
+from .plan import Task
+
+ATTEMPTS = 3  # of a run that is killed
+PAUSE = 2.0  # seconds between two looks for work that others must finish first
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def claimed(task: Task, claims: Path) -> Iterator[bool]:
+    """Whether this process may do a run: no living one, here or elsewhere, is at it."""
+    try:
+        lock = RunLock(claims / task.name, lambda line: None).acquire()
+    except UserError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def work(tasks: Sequence[Task], claims: Path, judge: Callable[[Task], str], say: Callable[[str], None]) -> None:
+    """Does runs until all are over, here or in other processes.
+
+    A run whose program ends with an error is kept as failed, with what it said last.
+
+    Args:
+        claims: folder of the locks.
+        judge: judges a run that is trained, and says what it reached.
+        say: told what is going on.
+    """
+    began, done = time.monotonic(), 0
+    while not all(task.is_over for task in tasks):
+        is_idle = True
+        for task in tasks:
+            if not task.is_ready:
+                continue
+            with claimed(task, claims) as is_mine:
+                if not is_mine or task.is_over:
+                    continue
+                is_idle = False
+                _do(task, judge, say)
+                done += 1
+                over = sum(one.is_over for one in tasks)
+                left = (time.monotonic() - began) / done * (len(tasks) - over)
+                say(f"{over} of {len(tasks)} runs are over; about {duration(left)} left for this process alone")
+        if is_idle:
+            time.sleep(PAUSE)
+
+
+def _do(task: Task, judge: Callable[[Task], str], say: Callable[[str], None]) -> None:
+    missing = [need for need in task.needs if need.has_failed]
+    if missing:
+        task.fail(1, f"{missing[0].name} failed, which it needs")
+        return
+    if task.command is not None:
+        say(f"{task.name}: trains")
+        for _ in range(ATTEMPTS):
+            code, last = _run([sys.executable, *task.command()], task.folder)
+            if 0 <= code < 128:
+                break  # otherwise a signal ended it, and it goes on where it was
+        if code:
+            task.fail(code, last)
+            say(f"{task.name}: failed ({last})")
+            return
+    say(f"{task.name}: {judge(task)}")
+
+
+def _run(command: Sequence[str], folder: Path) -> tuple[int, str]:
+    """The exit code of a program and the last line that it complained of; it ends with this process, and at the same
+    signals, after saving."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "output.txt", "ab") as output, open(folder / "errors.txt", "w+b") as errors:
+        process = subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=errors, preexec_fn=_end_with_parent)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        errors.seek(0)
+        lines = errors.read().decode(errors="backslashreplace").strip().splitlines()
+    return code, (lines[-1].removeprefix("error: ") if lines else f"exit code {code}")
+
+
+def _end_with_parent() -> None:
+    """So that a run does not go on unseen when the study is killed."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def orderly_end() -> Iterator[None]:
+    """Signals of a cluster end the study as Ctrl-C does: the run under way saves first."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_more(count: int, words: Sequence[str], gpus: int) -> list["subprocess.Popen[bytes]"]:
+    """Further processes that share the work, each with a GPU of its own where there are several."""
+    found = []
+    for number in range(1, count):
+        environ = {**os.environ, **({"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 else {})}
+        command = [sys.executable, str(_ROOT / "study.py"), *words, "--at_once", "1", "--silent"]
+        found.append(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, preexec_fn=_end_with_parent))
+    return found

@@ -1,0 +1,112 @@
+"""Which method on my images? Trains every method by one rule, several times, and says what is more than noise.
+
+    python study.py /my/images                                     every method, three seeds
+    python study.py /my/images --methods swav moco simclr --seeds 5 --epochs 50 --size 64
+    sbatch --array=0-7 scripts/study.sh /my/images                 eight processes share the runs
+
+The folder holds train and val (or test), or only images. Runs lie in --dump_path, go on after a kill, and are shared by
+all processes that are started with the same folder. At the end stand study.md and study.png: with labels by kNN,
+linear classification and NMI, and in any case by scores without labels. The rules are in src/study/recipes.py.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src import cli
+from src.checkpoints.files import require_writable, write_json
+from src.checkpoints.identity import differences
+from src.data.fingerprint import fingerprint
+from src.errors import UserError
+from src.models.backbones import require_size
+from src.parallel import launch
+from src.study.images import StudyImages, open_study_images
+from src.study.judge import Judge
+from src.study.page import write_report
+from src.study.plan import read_object
+from src.study.recipes import RECIPES, TEACHER
+from src.study.runs import plan_of
+from src.study.settings import Settings, StudySettings
+from src.study.work import orderly_end, start_more, work
+
+import torch
+
+SCRIPT = cli.Script("Which method on my images? Many runs by one rule, and honest intervals.", Settings(),
+                    positionals=("data_path",))  # fmt: skip
+
+
+def methods_of(own: StudySettings) -> list[str]:
+    """The methods in the order asked for; MoCo comes with DisCo, which learns from it."""
+    methods = list(dict.fromkeys(own.methods or RECIPES))
+    unknown = [method for method in methods if method not in RECIPES]
+    if unknown:
+        raise UserError(f"--methods {' '.join(unknown)}: expected some of {', '.join(RECIPES)}")
+    if "disco" in methods and TEACHER not in methods:
+        methods.append(TEACHER)
+    return sorted(methods, key=lambda method: method == "disco")  # after its teacher
+
+
+def require_same_study(folder: Path, settings: Settings, images: StudyImages) -> None:
+    """Raises UserError where the folder holds a study of other images, networks, views or lengths; methods and seeds
+    may be added."""
+    own = settings.study
+    now = {
+        **vars(settings.network),
+        **vars(settings.views),
+        **{name: getattr(own, name) for name in ("epochs", "minutes", "batch_size", "judged_images", "scored_images")},
+        "rates": list(own.rates),
+        "images": fingerprint(images.train),
+        "judged": fingerprint(images.scored if images.test is None else images.test),
+    }
+    now = {name: list(value) if isinstance(value, tuple) else value for name, value in now.items()}
+    path = folder / "identity.json"
+    if path.exists():
+        changed = differences(read_object(path), now)
+        if changed:
+            told = ", ".join(one.text for one in changed)
+            raise UserError(f"{folder} holds another study: {told}; choose another --dump_path")
+    else:
+        write_json(path, now)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    call = SCRIPT.parse(argv)
+    settings = call.settings
+    own, folder = settings.study, Path(settings.study.dump_path).absolute()
+    methods = methods_of(own)
+    world = launch.start(settings.device.device, settings.device.dist_url)
+    require_writable(folder)
+    channels = settings.network.channels
+    require_size(settings.network.spec.build(), settings.views.size, channels)
+    images = open_study_images(settings.data, channels, folder, own.judged_images, own.scored_images)
+    require_same_study(folder, settings, images)
+    view, workers = settings.views.shown, settings.data.workers
+    judge = Judge(images.learnt, images.test, images.scored, view, images.mean, images.std, world.device, workers)
+    plan = plan_of(settings, methods, images, folder, judge)
+    if own.retry:
+        for task in plan.tasks:
+            task.forget_failure()
+    say = _silent if own.silent else _said
+    say(f"{len(plan.tasks)} runs: {', '.join(methods)}; seeds {own.first_seed} to {own.first_seed + own.seeds - 1}")
+    call.tell_unread()
+    words = list(sys.argv[1:] if argv is None else argv)
+    with orderly_end():
+        more = start_more(own.at_once, words, torch.cuda.device_count())
+        work(plan.tasks, folder / "claims", plan.judge, say)
+        for process in more:
+            process.wait()
+    if not own.silent:
+        print(write_report(folder, plan, call.command))
+    return 0
+
+
+def _said(line: str) -> None:
+    print(line, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,271 @@
+"""A study from the command line: its runs, what is told of them, kills, and several processes that share the work."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import study
+from src.cli import Call
+from src.errors import UserError
+from src.study import work
+from src.study.plan import Task
+from src.study.recipes import RECIPES, TITLES, Scale, words_of
+from tests.helpers import ROOT
+
+import numpy as np
+import pytest
+
+TINY = ["--epochs", "2", "--arch", "resnet18", "--width", "0.0625", "--size", "16", "--batch_size", "32",
+        "--device", "cpu", "--workers", "0", "--scored_images", "60"]  # fmt: skip
+
+
+def studied(data: Path, folder: Path, *words: object) -> int:
+    return study.main([str(data), "--dump_path", str(folder), *TINY, *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def one(patches, tmp_path_factory) -> Path:
+    """A study of two methods with two seeds."""
+    folder = tmp_path_factory.mktemp("study") / "one"
+    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2) == 0
+    return folder
+
+
+def test_the_page_says_what_the_runs_reached(one, patches):
+    text = (one / "study.md").read_text()
+    assert "96 training images of 4 classes; 32 test images of their own" in text
+    assert "resnet18w0.0625, 16 pixels, 2 epochs, 32 images a step, 2 seeds" in text
+    for title in ("SwAV", "MoCo-v2", "random weights"):
+        assert len(re.findall(rf"^\| {title} \|", text, re.MULTILINE)) >= 1
+    judged = [json.loads((one / "runs" / f"swav-{seed}" / "judged.json").read_text()) for seed in (1, 2)]
+    mean = np.mean([found["knn"] for found in judged])
+    row = re.search(r"^\| SwAV \| ([\d.]+)", text, re.MULTILINE)
+    assert row[1] == f"{mean:.1f}"
+    assert "## Differences to the best by 10-NN" in text
+    assert len(re.findall(r"\| (real|within noise) \|$", text, re.MULTILINE)) == 4  # two others, by kNN and linear
+    assert "| RankMe (more is better) |" in text
+    assert (one / "study.png").stat().st_size > 10_000
+    numbers = json.loads((one / "study.json").read_text())
+    assert numbers["methods"]["swav"]["judged"]["1"]["knn"] == judged[0]["knn"]
+    with np.load(one / "runs" / "swav-1" / "right.npz") as right:
+        assert right["knn"].shape == (32,)
+        assert 100 * right["knn"].mean() == pytest.approx(judged[0]["knn"])
+    assert judged[0]["cost"]["images_per_second"] > 0
+    assert judged[0]["cost"]["memory_gb"] > 0
+
+
+def test_a_second_start_repeats_nothing_and_more_seeds_are_added(one, patches, tmp_path, monkeypatch):
+    folder = tmp_path / "one"
+    shutil.copytree(one, folder)
+    monkeypatch.setattr(work, "_run", None)
+    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2) == 0
+    monkeypatch.undo()
+    before = (folder / "runs" / "swav-2" / "checkpoint.pth.tar").stat().st_mtime_ns
+    assert studied(patches, folder, "--methods", "moco", "--seeds", 3) == 0
+    assert (folder / "runs" / "moco-3" / "judged.json").exists()
+    assert (folder / "runs" / "swav-2" / "checkpoint.pth.tar").stat().st_mtime_ns == before
+    text = (folder / "study.md").read_text()
+    assert "SwAV" not in text
+    assert "3 seeds" in text
+
+
+def test_another_study_is_refused(one, patches):
+    with pytest.raises(UserError, match=r"holds another study: size 16 -> 24; choose another --dump_path"):
+        studied(patches, one, "--methods", "swav", "--size", 24)
+    with pytest.raises(UserError, match="other list"):
+        studied(patches / "test", one, "--methods", "swav")
+
+
+def test_without_labels_it_recommends(patches, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted((patches / "train").glob("*/*.png"))):
+        (flat / f"{number:03d}.png").symlink_to(path)
+    assert studied(flat, tmp_path / "out", "--methods", "swav", "simclr", "--seeds", 1, "--epochs", 1) == 0
+    text = (tmp_path / "out" / "study.md").read_text()
+    assert "96 training images." in text
+    assert "## Recommendation" in text
+    assert "10-NN" not in text
+    ranks = {m: json.loads((tmp_path / "out" / "runs" / f"{m}-1" / "judged.json").read_text())["scores"]["rankme"]
+             for m in ("swav", "simclr")}  # fmt: skip
+    assert f"{TITLES[max(ranks, key=ranks.get)]}, by RankMe" in text
+
+
+@pytest.mark.slow
+def test_classes_without_test_images_rates_and_minutes(patches, tmp_path):
+    shutil.copytree(patches / "train", tmp_path / "alone" / "images")
+    words = ["--methods", "disco", "--seeds", 1, "--rates", 0.5, 2, "--minutes", 0.03]
+    assert studied(tmp_path / "alone" / "images", tmp_path / "out", *words) == 0
+    text = (tmp_path / "out" / "study.md").read_text()
+    assert "20 test images among them, which are no neighbours of others" in text
+    assert {path.name for path in (tmp_path / "out" / "rates").iterdir()} == {
+        f"{method}-rate-{rate}" for method in ("moco", "disco") for rate in ("0.5", "2")
+    }
+    given = json.loads((tmp_path / "out" / "runs" / "disco-1" / "settings.json").read_text())["arguments"]
+    tried = {rate: json.loads((tmp_path / "out" / "rates" / f"disco-rate-{rate}" / "judged.json").read_text())["knn"]
+             for rate in ("0.5", "2")}  # fmt: skip
+    best = max(tried, key=tried.get)
+    assert given["lr"] == pytest.approx(float(best) * 0.06 * 32 / 128)
+    assert given["teacher"].endswith("runs/moco-1/checkpoint.pth.tar")
+    rate = json.loads((tmp_path / "out" / "timing" / "disco-timing" / "judged.json").read_text())["cost"]
+    assert given["epochs"] == max(1, int(0.03 * 60 * rate["images_per_second"] / 96))
+
+
+def test_a_failed_and_a_collapsed_run_are_told(one, patches, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(one, folder)
+    judged = folder / "runs" / "swav-1" / "judged.json"
+    content = json.loads(judged.read_text())
+    content["scores"]["rankme"] = 1.2
+    judged.write_text(json.dumps(content))
+    (folder / "runs" / "moco-2" / "judged.json").unlink()
+    (folder / "runs" / "moco-2" / "failed.json").write_text('{"code": 1, "reason": "the loss is nan"}')
+    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2) == 0
+    text = (folder / "study.md").read_text()
+    assert "SwAV collapsed with seed 1" in text
+    assert "MoCo-v2 failed with seed 2: the loss is nan" in text
+    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2, "--retry") == 0
+    assert "failed" not in (folder / "study.md").read_text()
+
+
+BAD = {
+    "an unknown method": (["--methods", "swap"], "--methods swap: expected some of swav"),
+    "a batch that is too large": (["--methods", "swav", "--batch_size", "128"], "do not fill a batch of 128"),
+    "a network that was not made for it": (
+        ["--methods", "swav", "--arch", "vit_small_patch14_dinov2", "--width", "1"],
+        "cannot be cut into the network's patches of 14x14",
+    ),
+    "no images": (["--methods", "swav"], "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, patches, tmp_path):
+    words, said = BAD[case]
+    data = tmp_path / "nowhere" if case == "no images" else patches
+    with pytest.raises(UserError, match=re.escape(said)):
+        studied(data, tmp_path / "out", *words)
+
+
+# ------------------------------------------------------------------ recipes
+
+
+@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize(
+    "scale",
+    [
+        Scale(4261, 128, 12, 128, 32, (0.15, 0.6), 0.5, 0.0),
+        Scale(1_281_167, 2048, 100, 256, 224, blur=0.5, teacher="/t"),
+        Scale(60, 512, 1, 20, 96),
+    ],
+    ids=["patches", "imagenet", "few"],
+)
+def test_every_recipe_is_understood_and_gives_the_same_views(method, scale):
+    script, *words = words_of(method, scale)
+    call: Call = importlib.import_module(script.removesuffix(".py")).SCRIPT.parse(
+        [*words, "--data_path", "/d", "--dump_path", "/r", "--epochs", str(scale.epochs)]
+    )
+    views = call.settings.views
+    drawn = views.views(small=True) if script == "main_cwrgp.py" else views.views()
+    assert len(drawn) >= 2
+    for view in drawn:
+        if method != "w2ssl":
+            assert (view.size, view.scale) == (scale.size, scale.area)
+            assert view.jitter[0] == pytest.approx(0.4 * scale.jitter)
+            assert view.jitter[3] == pytest.approx(0.1 * scale.jitter)
+            assert view.grayscale == scale.grayscale
+        assert view.flip == 0.5
+
+
+def test_rules():
+    scale = Scale(4261, 128, 12, 128, 32)
+    assert (scale.num_clusters, scale.queue, scale.warmup) == (101, 33 * 128, 1)
+    assert scale.momentum(0.999) == pytest.approx(1 - 5 / (33 * 12), abs=1e-4)
+    assert Scale(10**6, 128, 100, 128, 32).momentum(0.999) == 0.999
+    assert Scale(4261, 128, 12, 256, 32).lr(0.06) == 0.12
+    assert Scale(4261, 128, 12, 512, 32, rate=3).lr(0.002, 0.5) == pytest.approx(0.012)
+
+
+# ------------------------------------------------------------------ work that is shared
+
+
+def fake(name: str, folder: Path, script: str, *needs: Task) -> Task:
+    return Task(name, "runs", name, 1, folder / "runs" / name, lambda: ["-c", script], needs)
+
+
+def judged(task: Task) -> str:
+    (task.folder / "judged.json").write_text("{}")
+    return "good"
+
+
+def test_what_is_needed_comes_first_and_failures_are_told(tmp_path):
+    log = tmp_path / "log"
+    note = f"open({str(log)!r}, 'a').write('{{}} ')"
+    first = fake("first", tmp_path, note.format("first"))
+    bad = fake("bad", tmp_path, "import sys; sys.exit('error: it is so')")
+    second = fake("second", tmp_path, note.format("second"), first)
+    third = fake("third", tmp_path, note.format("third"), bad)
+    said = []
+    work.work([third, second, bad, first], tmp_path / "claims", judged, said.append)
+    assert log.read_text() == "first second "
+    assert bad.reason() == "it is so"
+    assert third.reason() == "bad failed, which it needs"
+    assert "4 of 4 runs are over" in said[-1]
+
+
+def test_two_processes_share_the_work(tmp_path):
+    log = tmp_path / "log"
+    script = f"import time; time.sleep(0.3); open({str(log)!r}, 'a').write('x')"
+    tasks = [fake(str(number), tmp_path, script) for number in range(6)]
+    child = os.fork()
+    if child == 0:
+        work.work(tasks, tmp_path / "claims", judged, lambda line: None)
+        os._exit(0)
+    mine = []
+    work.work(tasks, tmp_path / "claims", judged, mine.append)
+    assert os.waitpid(child, 0)[1] == 0
+    assert log.read_text() == "x" * 6  # each once
+    assert 0 < sum("trains" in line for line in mine) < 6
+
+
+def test_a_run_that_is_killed_goes_on(tmp_path):
+    log = tmp_path / "log"
+    script = f"""
+import os, signal
+seen = open({str(log)!r}, "a+"); seen.seek(0); before = seen.read(); seen.write("x"); seen.flush()
+if not before: os.kill(os.getpid(), signal.SIGKILL)
+"""
+    task = fake("killed", tmp_path, script)
+    work.work([task], tmp_path / "claims", judged, lambda line: None)
+    assert log.read_text() == "xx"
+    assert task.is_judged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_a_killed_study_goes_on_where_it_was(number, patches, tmp_path):
+    words = [sys.executable, "study.py", patches, "--dump_path", tmp_path / "out", *TINY, "--methods", "moco",
+             "--seeds", 1, "--epochs", 60]  # fmt: skip
+    command = [str(word) for word in words]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "out" / "runs" / "moco-1" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"train"') > 5):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    code = process.wait(timeout=60)
+    assert code == (-9 if number == signal.SIGKILL else 128 + number)
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "continuing from" in (tmp_path / "out" / "runs" / "moco-1" / "output.txt").read_text()
+    assert "| MoCo-v2 |" in done.stdout
