@@ -1,0 +1,137 @@
+"""How often a study calls chance a difference, and what pairing is worth; from many runs of two methods.
+
+    python study.py data/patches --methods moco simclr --seeds 24 --epochs 3 ... --dump_path studies/noise
+    python benchmarks/study_noise.py studies/noise
+
+A/A studies compare a method with itself: so many seeds of it under one name, and as many others under another name.
+Every "real" among them is wrong, and about 5 of 100 may be. The plain paired bootstrap (seeds and test images are
+drawn again, percentiles) is measured beside what a study does.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from src import cli
+from src.errors import UserError
+from src.settings import setting
+from src.study.judge import RIGHT
+from src.study.statistics import paired, to_the_best
+
+import numpy as np
+
+DRAWS = 400
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Noise of studies"""
+
+    study: str = setting("", "folder of a study of two methods or more with many seeds", required=True)
+    seeds: int = setting(5, "seeds of a method in each resampled study", at_least=2, at_most=100)
+    studies: int = setting(1000, "resampled studies", at_least=10, at_most=1e6)
+    measure: str = setting("knn", "what is compared", choices=["knn", "linear"])
+
+
+SCRIPT = cli.Script("How often a study calls chance a difference.", Settings(), positionals=("study",))
+
+
+def right_of(folder: Path, measure: str) -> dict[str, np.ndarray]:
+    """Method -> (seeds, images), whether each network was right; all methods with the same seeds."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for path in folder.glob(f"runs/*/{RIGHT}"):
+        method, _, seed = path.parent.name.rpartition("-")
+        with np.load(path) as content:
+            found.setdefault(method, {})[int(seed)] = content[measure]
+    if not found:
+        raise UserError(f"{folder} holds no judged runs")
+    common = sorted(set.intersection(*(set(one) for one in found.values())))
+    return {method: np.stack([one[seed] for seed in common]) for method, one in found.items() if method != "random"}
+
+
+def bootstrap_is_real(table: np.ndarray, generator: np.random.Generator) -> bool:
+    """Whether the 95 % percentiles of resampled seeds and images leave out 0."""
+    seeds, images = table.shape
+    drawn = np.empty(DRAWS)
+    for number in range(DRAWS):
+        rows = table[generator.integers(0, seeds, seeds)].mean(axis=0)
+        drawn[number] = rows[generator.integers(0, images, images)].mean()
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return bool(low > 0 or high < 0)
+
+
+def wilson(count: int, of: int) -> str:
+    """A share and its 95 % interval."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(count, of).proportion_ci(0.95, "wilson")
+    return f"{100 * count / of:.1f} % ({100 * ends.low:.1f} to {100 * ends.high:.1f})"
+
+
+def against_itself(right: np.ndarray, own: Settings, generator: np.random.Generator) -> None:
+    """A/A studies of one method."""
+    total = len(right)
+    called = by_bootstrap = tried = 0
+    for number in range(own.studies):
+        chosen = generator.permutation(total)[: 2 * own.seeds]
+        table = right[chosen[: own.seeds]].astype(float) - right[chosen[own.seeds :]].astype(float)
+        called += paired(table)[1] < 0.05
+        if number < 200:
+            tried += 1
+            by_bootstrap += bootstrap_is_real(table, generator)
+    print(f"  called real, of {own.studies} A/A studies of two names: {wilson(called, own.studies)}")
+    print(f"  the same by the plain paired bootstrap, of {tried}: {wilson(by_bootstrap, tried)}")
+    names = min(5, total // own.seeds)
+    if names > 2:
+        wrong = 0
+        for _ in range(own.studies):
+            chosen = generator.permutation(total)[: names * own.seeds].reshape(names, own.seeds)
+            _, others = to_the_best({str(n): right[rows] for n, rows in enumerate(chosen)})
+            wrong += any(one.is_real for one in others.values())
+        print(f"  any called real, of {own.studies} A/A studies of {names} names: {wilson(wrong, own.studies)}")
+
+
+def worth_of_pairing(first: np.ndarray, second: np.ndarray, own: Settings, generator: np.random.Generator) -> None:
+    """How much wider the interval of a difference is without pairs: ratios in the same resampled studies, with
+    quartiles."""
+    by_seed, by_image = [], []
+    images = first.shape[1]
+    for _ in range(own.studies):
+        chosen = generator.permutation(len(first))[: own.seeds]
+        a, b = first[chosen].astype(float), second[chosen].astype(float)
+        spread = np.var(a.mean(axis=1) - b.mean(axis=1), ddof=1)
+        alone = np.var(a.mean(axis=1), ddof=1) + np.var(b.mean(axis=1), ddof=1)
+        by_seed.append(np.sqrt(alone / spread))
+        # test images of their own for each method: both proportions vary by the draw of the images
+        same = np.var((a - b).mean(axis=0), ddof=1) / images
+        other = (np.var(a.mean(axis=0), ddof=1) + np.var(b.mean(axis=0), ddof=1)) / images
+        by_image.append(np.sqrt(other / same))
+    for name, ratios in (("seeds", by_seed), ("test images", by_image)):
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        print(f"  without pairs of {name} the error is {middle:.2f} times as large (quartiles {low:.2f} to {high:.2f})")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    own = SCRIPT.parse(argv).settings
+    right = right_of(Path(own.study), own.measure)
+    generator = np.random.default_rng(0)
+    total = min(len(rows) for rows in right.values())
+    if total < 2 * own.seeds:
+        raise UserError(f"{own.study} has {total} seeds of each method, and A/A studies need {2 * own.seeds}")
+    for method, rows in right.items():
+        each = 100 * rows.mean(axis=1)
+        print(f"{method}: {total} runs, {own.measure} {each.mean():.1f} %, standard deviation {each.std(ddof=1):.2f}")
+        against_itself(rows, own, generator)
+    names = list(right)
+    for second in names[1:]:
+        print(f"{names[0]} and {second}")
+        worth_of_pairing(right[names[0]], right[second], own, generator)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
