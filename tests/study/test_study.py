@@ -61,6 +61,7 @@ def test_the_page_says_what_the_runs_reached(one, patches):
     assert judged[0]["cost"]["memory_gb"] > 0
 
 
+@pytest.mark.slow
 def test_a_second_start_repeats_nothing_and_more_seeds_are_added(one, patches, tmp_path, monkeypatch):
     folder = tmp_path / "one"
     shutil.copytree(one, folder)
@@ -83,6 +84,7 @@ def test_another_study_is_refused(one, patches):
         studied(patches / "test", one, "--methods", "swav")
 
 
+@pytest.mark.slow
 def test_without_labels_it_recommends(patches, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -118,6 +120,7 @@ def test_classes_without_test_images_rates_and_minutes(patches, tmp_path):
     assert given["epochs"] == max(1, int(0.03 * 60 * rate["images_per_second"] / 96))
 
 
+@pytest.mark.slow
 def test_a_failed_and_a_collapsed_run_are_told(one, patches, tmp_path):
     folder = tmp_path / "one"
     shutil.copytree(one, folder)
