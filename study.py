@@ -9,6 +9,7 @@ all processes that are started with the same folder. At the end stand study.md a
 linear classification and NMI, and in any case by scores without labels. The rules are in src/study/recipes.py.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ from src.study.work import orderly_end, start_more, work
 
 import torch
 
+# What launchers tell of ranks
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID",
+         "SLURM_LOCALID", "SLURM_NTASKS")  # fmt: skip
 SCRIPT = cli.Script("Which method on my images? Many runs by one rule, and honest intervals.", Settings(),
                     positionals=("data_path",))  # fmt: skip
 
@@ -55,6 +59,10 @@ def require_same_study(folder: Path, settings: Settings, images: StudyImages) ->
         **vars(settings.views),
         **{name: getattr(own, name) for name in ("epochs", "minutes", "batch_size", "judged_images", "scored_images")},
         "rates": list(own.rates),
+        "mean": list(images.mean),
+        "std": list(images.std),
+        "exif_orientation": images.train.decoding.exif_orientation,
+        "value_range": list(images.train.decoding.value_range or ()),
         "images": fingerprint(images.train),
         "judged": fingerprint(images.scored if images.test is None else images.test),
     }
@@ -69,11 +77,23 @@ def require_same_study(folder: Path, settings: Settings, images: StudyImages) ->
         write_json(path, now)
 
 
+def stand_alone(own: StudySettings, device: str) -> None:
+    """Every process of a study works by itself, and so do the trainings that it starts: what a launcher said of ranks
+    is forgotten. Raises UserError for torchrun, whose processes would expect each other."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("study.py is not started by torchrun: say --at_once 8, or start it several times")
+    for name in [name for name in os.environ if name in RANKS or name.startswith("SLURM_STEP_")]:
+        del os.environ[name]
+    if own.at_once > 1 and ":" in device:
+        raise UserError(f"--at_once {own.at_once} takes the GPUs in turn: leave out --device {device}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     call = SCRIPT.parse(argv)
     settings = call.settings
     own, folder = settings.study, Path(settings.study.dump_path).absolute()
     methods = methods_of(own)
+    stand_alone(own, settings.device.device)
     world = launch.start(settings.device.device, settings.device.dist_url)
     require_writable(folder)
     channels = settings.network.channels
@@ -89,12 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = _silent if own.silent else _said
     say(f"{len(plan.tasks)} runs: {', '.join(methods)}; seeds {own.first_seed} to {own.first_seed + own.seeds - 1}")
     call.tell_unread()
-    words = list(sys.argv[1:] if argv is None else argv)
-    with orderly_end():
-        more = start_more(own.at_once, words, torch.cuda.device_count())
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--retry"]
+    with orderly_end(), start_more(own.at_once, words, torch.cuda.device_count()):
         work(plan.tasks, folder / "claims", plan.judge, say)
-        for process in more:
-            process.wait()
     if not own.silent:
         print(write_report(folder, plan, call.command))
     return 0

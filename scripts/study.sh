@@ -19,7 +19,8 @@ set -euo pipefail
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 "$python" study.py "$@" &
 child=$!
-trap 'kill -USR1 $child 2>/dev/null || true' USR1 TERM
+trap 'kill -USR1 $child 2>/dev/null || true' USR1
+trap 'kill -TERM $child 2>/dev/null || true' TERM
 code=0
 wait $child || code=$?
 while kill -0 $child 2>/dev/null; do  # a signal ends "wait", not the study

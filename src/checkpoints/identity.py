@@ -42,8 +42,16 @@ _BEFORE: dict[str, Any] = {
 # ... of some methods only
 _COLOURS = {"jitter_strength": 1.0, "grayscale": 0.2}
 _BEFORE_OF: dict[str, dict[str, Any]] = {
-    "twist": {**_COLOURS, "blur": None},
-    "dino": {**_COLOURS, "blur": None},
+    "twist": {**_COLOURS, "blur": None, "solarize": 0.2},
+    "dino": {**_COLOURS, "blur": None, "solarize": 0.2},
+    "w2ssl": {"solarize": 0.2},
+    **{
+        name: {"blur": None}
+        for name in (
+            *("cwrgp", "wmse", "pca", "bn", "plain", "contrastive", "byol", "simsiam", "barlowtwins", "vicreg"),
+            "zero_icl",
+        )
+    },
     "intl": _COLOURS,
     "intl_m": _COLOURS,
 }

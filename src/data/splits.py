@@ -12,8 +12,8 @@ from .source import ImageSource
 # Kinds of data whose path is one split
 OWN_KINDS = ("folder", "list", "lmdb", "webdataset", "array", "hf", "in100")
 # What folders of splits are called
-_TRAINING = frozenset({"train", "training", "trainset", "train_set"})
-_SPLITS = _TRAINING | {
+TRAINING = frozenset({"train", "training", "trainset", "train_set"})
+_SPLITS = TRAINING | {
     *("val", "valid", "validation", "valset", "val_set", "dev", "eval", "test", "testing", "testset", "test_set"),
     *("unlabeled", "unlabelled", "extra"),
 }
@@ -27,8 +27,8 @@ def is_own(dataset: str) -> bool:
 def refuse_splits(source: ImageSource, path: str | Path) -> None:
     """Raises UserError where the "classes" are splits: the folder above the training images is a likely slip."""
     names = {name.lower(): name for name in source.classes}
-    if len(names) > 1 and names.keys() <= _SPLITS and names.keys() & _TRAINING:
-        train = next(names[name] for name in sorted(names) if name in _TRAINING)
+    if len(names) > 1 and names.keys() <= _SPLITS and names.keys() & TRAINING:
+        train = next(names[name] for name in sorted(names) if name in TRAINING)
         raise UserError(
             f"{path} holds {' and '.join(source.classes)}, which are splits and no classes; pre-training takes the "
             f"training folder: {Path(path) / train}"

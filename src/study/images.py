@@ -1,6 +1,5 @@
 """The images of a study: those that are trained on, and those that networks are judged by."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,10 @@ from ..data.datasets import IMAGENET_MEAN, IMAGENET_STD, EvaluationDataSettings,
 from ..data.decoding import Decoding
 from ..data.labels import UNLABELLED
 from ..data.source import ImageSource, Subset, as_classes_of, evenly_spread, labelled
-from ..data.splits import find_training, find_val_beside, is_own
+from ..data.splits import TRAINING, find_training, find_val_beside, is_own
 from ..errors import UserError
 
-HELD_OUT = 5  # without test images, every so many-th training image is one: trained on, but no neighbour
+HELD_OUT = 5  # without test images, one of so many of a class is one: trained on, but no neighbour
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class StudyImages:
         train: all that is trained on; ``path`` is where they lie.
         learnt, test: labelled ones for classifiers to learn from, and to be judged by; None without labels.
         scored: for the scores without labels.
-        tuned: as ``learnt`` and ``test``, of training images alone.
+        tuned: as ``learnt`` and ``test``, of ``learnt`` alone, to choose rates by; ``seen`` as ``scored``.
         is_tested_beside: whether test images are a folder of their own.
         mean, std: of the channels.
         words: one line that says what they are.
@@ -36,6 +35,7 @@ class StudyImages:
     test: ImageSource | None
     scored: ImageSource
     tuned: tuple[ImageSource | None, ImageSource | None]
+    seen: ImageSource
     is_tested_beside: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -52,16 +52,18 @@ def open_study_images(
     how = data.how(Decoding(exif, data.value_range, channels), folder)
     if not is_own(data.dataset):
         raise UserError("a study takes images of your own: a folder, list, array or shards")
-    path = Path(find_training(data.dataset, data.data_path)).absolute()
+    found = find_training(data.dataset, data.data_path)
+    path = str(Path(found).absolute()) if Path(found).exists() else str(found)  # a URL stays what it is
+    if (Path(path) / "train").is_dir():
+        raise UserError(f"{path} holds a class called train, which the training scripts take for the training images")
     train = open_images(data.dataset, path, "train", how)
     if not len(train):
         raise UserError(f"there are no images at {path}")
-    try:
-        beside: ImageSource | None = open_images(data.dataset, find_val_beside(data.dataset, path), "test", how)
-    except UserError:
-        beside = None
+    is_split = str(found) != str(data.data_path) or Path(path).name.lower() in TRAINING
+    place = _beside(data.dataset, path) if is_split else None
+    beside = open_images(data.dataset, place, "test", how) if place is not None else None
     learnt, test = _labelled(train, beside)
-    tuned = _labelled(train, None)
+    tuned = (None, None) if learnt is None else _held_out(evenly_spread(learnt, judged))
     is_tested_beside = test is not None and beside is not None and _has_labels(beside)
     words = f"{len(train):,} training images"
     if learnt is not None and test is not None:
@@ -69,7 +71,16 @@ def open_study_images(
         words += "of their own" if is_tested_beside else "among them, which are no neighbours of others"
         learnt = evenly_spread(learnt, judged)
     looked = evenly_spread(train if beside is None else beside, scored)
-    return StudyImages(str(path), train, learnt, test, looked, tuned, is_tested_beside, mean, std, words)
+    seen = evenly_spread(train, scored)
+    return StudyImages(path, train, learnt, test, looked, tuned, seen, is_tested_beside, mean, std, words)
+
+
+def _beside(dataset: str, path: str) -> Path | None:
+    """Where the test images are that belong to a training split."""
+    try:
+        return find_val_beside(dataset, path)
+    except UserError:
+        return None
 
 
 def _has_labels(images: ImageSource) -> bool:
@@ -82,7 +93,14 @@ def _labelled(train: ImageSource, beside: ImageSource | None) -> tuple[ImageSour
         return None, None
     if beside is not None and _has_labels(beside):
         return labelled(train), as_classes_of(train, labelled(beside))
-    some = labelled(train)
-    numbers: Sequence[int] = range(len(some))
-    held = [number for number in numbers if number % HELD_OUT == 0]
-    return Subset(some, [number for number in numbers if number % HELD_OUT]), Subset(some, held)
+    return _held_out(labelled(train))
+
+
+def _held_out(images: ImageSource) -> tuple[ImageSource, ImageSource]:
+    """All but every HELD_OUT-th image of each class, and those, in an order that is drawn once for all."""
+    labels = np.asarray(images.labels)
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class
+    starts = np.searchsorted(labels[order], labels[order])
+    is_held = (np.arange(len(order)) - starts) % HELD_OUT == HELD_OUT - 1
+    return Subset(images, np.sort(order[~is_held])), Subset(images, np.sort(order[is_held]))

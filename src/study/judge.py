@@ -84,7 +84,8 @@ def _by_labels(train: Features, test: Features, classes: int) -> tuple[dict[str,
         "indices": test.indices.cpu().numpy(),
     }
     found = {name: 100 * float(right[name].mean()) for name in ("knn", "linear")}
-    return {**found, "nmi": _nmi(test, classes)}, right
+    nmi = _nmi(test, classes)
+    return {**found, **({} if math.isnan(nmi) else {"nmi": nmi})}, right
 
 
 def _nmi(test: Features, classes: int) -> float:
@@ -101,6 +102,7 @@ def cost_of(folder: Path) -> dict[str, float | None]:
     """Minutes of training steps, images a second (median of the log), and peak memory in GB."""
     records = read_log(folder / "log.jsonl", "train")
     rates = [record["images_per_second"] for record in records if record.get("images_per_second")]
+    rates = rates[1:] or rates  # the first one holds the start
     memory = [record["peak_memory_gb"] for record in records if record.get("peak_memory_gb")]
     settings = json.loads((folder / "settings.json").read_text())
     rate = float(np.median(rates)) if rates else None

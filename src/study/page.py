@@ -1,88 +1,55 @@
 """A study's page: tables in Markdown, and a picture."""
 
+import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 from ..checkpoints.files import write_atomically, write_json
 from ..engine.diagnostics import RANK_OF_A_COLLAPSE
 from ..engine.monitor import read_log
 from ..evaluation.scores import SCORES
-from ..plots import save_figure
 from ..surroundings import commit, versions
 from .judge import RIGHT
+from .method import Method
+from .picture import draw
 from .plan import RANDOM
 from .recipes import TITLES
 from .runs import Plan
-from .statistics import Difference, Interval, interval, rank_correlation, to_the_best
+from .statistics import SEEDS, Difference, Interval, interval, rank_correlation, to_the_best
 
 LABELLED = {"knn": "10-NN, %", "linear": "linear, %", "nmi": "NMI, %"}
 MEASURES = ("knn", "linear")  # of which differences are tested
 
 
-@dataclass
-class Method:
-    """What the runs of a method reached.
-
-    Attributes:
-        judged: seed -> what its run's ``judged.json`` says.
-        right: measure -> (S, M), whether each seed's network was right about each test image.
-        failed: seed -> why its run failed.
-        collapsed: seeds whose features have collapsed.
-        curve: records of the evaluations while training, by seed.
-    """
-
-    title: str
-    judged: dict[int, dict[str, Any]] = field(default_factory=dict)
-    right: dict[str, np.ndarray] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    collapsed: list[int] = field(default_factory=list)
-    curve: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-
-    def values(self, name: str) -> list[float]:
-        """Of a measure, a score or a cost, over the seeds; without those that have none."""
-        found = []
-        for one in self.judged.values():
-            value = one.get(name, one["scores"].get(name, one["cost"].get(name)))
-            if value is not None and not math.isnan(value):
-                found.append(float(value))
-        return found
-
-    def shown(self, name: str, digits: int = 1) -> str:
-        values = self.values(name)
-        return interval(values).in_words(digits) if values else "-"
-
-
 def gather(plan: Plan) -> dict[str, Method]:
-    """Reads what all runs left behind."""
+    """Reads what all runs left behind; runs that are not over are left out."""
     found = {}
+    files: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     for method, tasks in plan.runs.items():
         one = found[method] = Method(TITLES.get(method, "random weights"))
-        rows: dict[str, list[np.ndarray]] = {}
         for task in tasks:
             if task.has_failed:
                 one.failed[task.seed] = task.reason()
+            if not task.is_judged:
                 continue
             one.judged[task.seed] = task.judged()
             rank = one.judged[task.seed]["scores"]["rankme"]
             if rank is None or rank < RANK_OF_A_COLLAPSE:
                 one.collapsed.append(task.seed)
             if (task.folder / RIGHT).exists():
-                with np.load(task.folder / RIGHT) as right:
-                    for name in MEASURES:
-                        rows.setdefault(name, []).append(right[name])
+                with np.load(task.folder / RIGHT) as content:
+                    files[method, task.seed] = {name: content[name] for name in ("indices", *MEASURES)}
             log = task.folder / "log.jsonl"
             one.curve[task.seed] = read_log(log, "evaluation") if log.exists() else []
-        one.right = {name: np.stack(tables) for name, tables in rows.items()}
+    common = functools.reduce(np.intersect1d, [file["indices"] for file in files.values()] or [np.empty(0)])
+    for (method, seed), file in files.items():
+        rows = np.isin(file["indices"], common)
+        for name in MEASURES:
+            found[method].right.setdefault(name, {})[seed] = file[name][rows]
     return found
 
 
@@ -134,9 +101,22 @@ def _head(plan: Plan, command: str) -> list[str]:
         command,
         "```",
         "",
+        *_chosen(plan),
         f"Code: {commit() or 'unknown'}; {known}.",
         "",
     ]
+
+
+def _chosen(plan: Plan) -> list[str]:
+    """What tries have decided, method by method."""
+    lines = []
+    if plan.tries:
+        rates = ", ".join(f"{TITLES[method]} {plan.rate_of(method):g}" for method in plan.tries)
+        lines += [f"Factors on the learning rates, chosen by tries: {rates}.", ""]
+    if plan.timings:
+        epochs = ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in plan.timings)
+        lines += [f"Epochs: {epochs}.", ""]
+    return lines
 
 
 def _table(methods: Mapping[str, Method], order: list[str], has_labels: bool) -> list[str]:
@@ -174,7 +154,7 @@ def _differences(
     lines = [
         f"## Differences to the best by {LABELLED[name].removesuffix(', %')}, {methods[best].title}",
         "",
-        "In percent, paired by seed and test image; p after Holm's correction for all pairs of methods.",
+        "In percent, paired by seed and test image. Intervals and p hold for all pairs of methods together (Tukey).",
         "",
         "| method | difference | p | |",
         "|---|---|---|---|",
@@ -183,13 +163,12 @@ def _differences(
         if other not in others:
             continue
         one = others[other]
-        if math.isnan(one.corrected):
-            lines.append(
-                f"| {methods[other].title} | {one.interval.mean + 0.0:+.1f} | - | one seed tells nothing of the noise |"
-            )
+        mean = one.interval.mean + 0.0  # no minus before 0
+        if math.isnan(one.statistic):
+            lines.append(f"| {methods[other].title} | {mean:+.1f} | - | {SEEDS} seeds or more tell what is noise |")
             continue
-        ends = f"{one.interval.mean:+.1f} ({one.interval.low:+.1f} to {one.interval.high:+.1f})"
-        p = "< 0.001" if one.corrected < 0.001 else f"{one.corrected:.3f}"
+        ends = f"{mean:+.1f} ({one.interval.low:+.1f} to {one.interval.high:+.1f})"
+        p = "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
         lines.append(f"| {methods[other].title} | {ends} | {p} | {'real' if one.is_real else 'within noise'} |")
     return [*lines, ""]
 
@@ -304,41 +283,6 @@ def _numbers(methods: Mapping[str, Method], tested: Mapping[str, Any]) -> dict[s
 
 
 def _plain(one: Difference) -> dict[str, Any]:
-    known = {**one.interval._asdict(), "p": one.p, "corrected": one.corrected}
-    return {name: None if math.isnan(value) else value for name, value in known.items()} | {"real": one.is_real}
-
-
-def draw(methods: Mapping[str, Method], order: list[str], has_labels: bool, path: Path) -> None:
-    """Intervals over seeds with the runs as points, and the mean curves."""
-    name = _main(has_labels)
-    title = {"knn": "10-NN on the test images, %", "rankme": "RankMe"}[name]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.5 + 0.32 * len(order)))
-    shown = [one for one in order if methods[one].values(name)]
-    for row, one in enumerate(reversed(shown)):
-        values = methods[one].values(name)
-        mean, low, high = interval(values)
-        colour = "tab:grey" if one == RANDOM else "tab:blue"
-        left.plot(values, [row] * len(values), "o", color=colour, alpha=0.35, markersize=4)
-        if not math.isnan(low):
-            left.plot([low, high], [row, row], color=colour, linewidth=2)
-        left.plot([mean], [row], "|", color=colour, markersize=12, markeredgewidth=2)
-    left.set_yticks(range(len(shown)), [methods[one].title for one in reversed(shown)])
-    left.set(xlabel=title, title="means and 95 % intervals over seeds; points are runs")
-    left.grid(alpha=0.3)
-    key = "knn_top1" if has_labels else "rankme"
-    for number, one in enumerate(shown):
-        by_epoch: dict[int, list[float]] = {}
-        for records in methods[one].curve.values():
-            for record in records:
-                if record.get(key) is not None:
-                    by_epoch.setdefault(record["epoch"], []).append(record[key])
-        if by_epoch:
-            epochs = sorted(by_epoch)
-            style = ("-", "--", ":")[number // 10 % 3]
-            means = [float(np.mean(by_epoch[epoch])) for epoch in epochs]
-            right.plot(epochs, means, marker="o", markersize=3, linestyle=style, label=methods[one].title)
-    right.set(xlabel="epoch", title=f"while training: {'10-NN, %' if has_labels else 'RankMe'} (mean over seeds)")
-    right.grid(alpha=0.3)
-    if right.lines:
-        right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    save_figure(figure, path)
+    known = {**one.interval._asdict(), "p": one.p}
+    told = {name: None if math.isnan(value) else value for name, value in known.items()}
+    return {**told, "real": one.is_real, "seeds": one.seeds}

@@ -3,7 +3,7 @@ processes on any number of machines can share the work, and go on after a kill."
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class Task:
         method, seed: of it.
         folder: where it is.
         command: the script and its flags, once what it needs is there; None for random weights.
-        needs: runs that come before.
+        needs: runs that come before, without which it cannot be.
+        after: runs that come before and may have failed.
     """
 
     name: str
@@ -34,7 +35,8 @@ class Task:
     seed: int
     folder: Path
     command: Callable[[], Sequence[str]] | None
-    needs: tuple["Task", ...] = field(default=())
+    needs: tuple["Task", ...] = ()
+    after: tuple["Task", ...] = ()
 
     @property
     def is_judged(self) -> bool:
@@ -50,7 +52,7 @@ class Task:
 
     @property
     def is_ready(self) -> bool:
-        return not self.is_over and all(task.is_over for task in self.needs)
+        return not self.is_over and all(task.is_over for task in (*self.needs, *self.after))
 
     def judged(self) -> dict[str, Any]:
         """What ``judged.json`` says."""

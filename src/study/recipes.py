@@ -2,17 +2,18 @@
 
 * All methods see two crops (CW-RGP 4: four) of the same size, shares of the area, colour strength and blur, in batches
   of the same size. With the same seed the images come in the same order, and crops have the same boxes and flips.
-  W2SSL's montages of four patches have that size. INTL and TWIST change saturation half as much, as published.
+  W2SSL's montages of four patches have that size, and its patches have no largest share. As published, INTL, TWIST,
+  DINO and W2SSL change saturation half as much, and INTL, TWIST and DINO resize bicubically. Nothing is solarised.
 * Learning rates are those that were found on the quickstart's photographs at 128 images a step, times batch / 128;
   Adam's times its square root. ``rate`` multiplies them.
 * A tenth of the epochs is warm-up (at least one where there are two or more), then a cosine, where a method has these.
-* Hidden layers have twice the backbone's features; embeddings half of them, or (joint-embedding methods) twice.
+* Hidden layers have twice the backbone's features; embeddings half of them, or (joint-embedding methods) twice. INTL's
+  are at least twice the batch, since it whitens the batch over them; W-MSE's are half of what it whitens together.
 * Momentum copies have their paper's momentum, or in short runs 1 - 5 / steps, so that they keep up.
 * Clusters and prototypes: one for 42 images, at least 10 and at most 3000.
 * Queues hold the images of as many whole batches as there are in the data, up to 65,536.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,10 @@ class Scale:
         """For scripts that scale the rate for 256 images themselves."""
         return float(f"{self.rate * at_128 * 2:.4g}")
 
+    def adam_for_256(self, at_128: float) -> float:
+        """The same, where it goes by the square root."""
+        return float(f"{self.lr(at_128, 0.5) * 256 / self.batch:.4g}")
+
 
 Words = Sequence[object]
 
@@ -82,18 +87,19 @@ Words = Sequence[object]
 def _multi_crop(s: Scale, method: str, heads: int, lr: float) -> Words:
     views = ["--nmb_crops", 2, "--size_crops", s.size, "--min_scale_crops", s.area[0], "--max_scale_crops", s.area[1]]
     colours = ["--jitter_strength", s.jitter / 2, "--grayscale", s.grayscale, "--blur", s.blur]
-    head = ["--nmb_prototypes", *[s.num_clusters] * heads, "--hidden_mlp", 2 * s.width]
+    head: list[object] = ["--nmb_prototypes", *[s.num_clusters] * heads, "--hidden_mlp", 2 * s.width]
     head += ["--feat_dim", max(8, s.width // 2)]
     course = ["--batch_size", s.batch, "--base_lr", s.lr(lr), "--warmup_epochs", s.warmup]
-    course += ["--freeze_prototypes_niters", s.steps_per_epoch]
+    if method != "deepcluster-v2":  # whose prototypes are never trained
+        course += ["--freeze_prototypes_niters", s.steps_per_epoch]
     return ["main_swav.py", "--method", method, *views, *colours, *head, *course]
 
 
 def _twist(s: Scale) -> Words:
     views = ["--local_crops_number", 0, "--size_crops", s.size, s.size, "--min1", s.area[0], "--max1", s.area[1]]
-    colours = ["--jitter_strength", s.jitter, "--grayscale", s.grayscale, "--blur", s.blur]
+    colours = ["--jitter_strength", s.jitter, "--grayscale", s.grayscale, "--blur", s.blur, "--solarize", 0]
     head = ["--hid_dim", 2 * s.width, "--dim", s.num_clusters]
-    course = ["--batch_size", s.batch, "--bunch_size", s.batch, "--lr", s.lr(7.7), "--warmup_epochs", s.warmup]
+    course = ["--batch_size", s.batch, "--bunch_size", s.batch, "--lr", s.lr_for_256(3.85), "--warmup_epochs", s.warmup]
     return ["main_twist.py", *views, *colours, *head, *course, "--mme_epochs", s.epochs, "--sl_warmup_epochs", 0]
 
 
@@ -101,7 +107,7 @@ def _intl(s: Scale, method: str) -> Words:
     views = ["--nmb_crops", 1, 1, "--crops_size", s.size, s.size, "--min_scale_crops", *[s.area[0]] * 2]
     views += ["--max_scale_crops", *[s.area[1]] * 2, "--gaussian_prob", s.blur, s.blur, "--solarization_prob", 0, 0]
     colours = ["--jitter_strength", s.jitter, "--grayscale", s.grayscale]
-    head = ["--head_layers", 2, "--head_size", 2 * s.width, "--emb", 2 * s.width]
+    head = ["--head_layers", 2, "--head_size", 2 * s.width, "--emb", max(2 * s.width, 2 * s.batch)]
     course = ["--bs", s.batch, "--lr", s.lr_for_256(0.3), "--warmup_eps", s.warmup]
     course += ["--m", s.momentum(0.99)] if method == "intl_m" else []
     return ["main_intl.py", "--method", method, *views, *colours, *head, *course]
@@ -109,24 +115,61 @@ def _intl(s: Scale, method: str) -> Words:
 
 def _joint(s: Scale, method: str, *more: object, views: int = 2, optimizer: str = "adam", lr: float = 0.002) -> Words:
     crops = ["--num_samples", views, "--crop_size", s.size, "--crop_s0", s.area[0], "--crop_s1", s.area[1]]
-    colours = ["--cj0", 0.4 * s.jitter, "--cj1", 0.4 * s.jitter, "--cj2", 0.4 * s.jitter, "--cj3", 0.1 * s.jitter]
-    head = ["--head_layers", 2, "--head_size", 2 * s.width, "--emb", 2 * s.width]
+    colours = [
+        "--blur",
+        s.blur,
+        "--cj0",
+        0.4 * s.jitter,
+        "--cj1",
+        0.4 * s.jitter,
+        "--cj2",
+        0.4 * s.jitter,
+        "--cj3",
+        0.1 * s.jitter,
+    ]
+    head = ["--head_layers", 2, "--head_size", 2 * s.width, *([] if "--emb" in more else ["--emb", 2 * s.width])]
     rate = s.lr(lr, 0.5) if optimizer == "adam" else s.lr_for_256(lr)
-    course = ["--bs", s.batch, "--optimizer", optimizer, "--lr", rate, "--warmup_iters", s.warmup * s.steps_per_epoch]
+    course = [
+        "--program",
+        "cwrgp",
+        "--wd",
+        1e-6,
+        "--bs",
+        s.batch,
+        "--optimizer",
+        optimizer,
+        "--lr",
+        rate,
+        "--warmup_iters",
+        s.warmup * s.steps_per_epoch,
+    ]
     course += ["--lr_step", "cos"] if optimizer == "adam" else []
     return ["main_cwrgp.py", "--method", method, *crops, *colours, "--gs_p", s.grayscale, *head, *course, *more]
 
 
 def _whitened(s: Scale, method: str, *more: object, views: int = 2) -> Words:
-    sub_batch = math.gcd(s.batch, 64)
-    return _joint(s, method, "--w_size", sub_batch, "--w_eps", 1e-3, *more, views=views)
+    return _joint(s, method, "--w_eps", 1e-3, *more, views=views)
+
+
+def _divisor(number: int, at_most: int) -> int:
+    """The largest one that is not above ``at_most``."""
+    return next(one for one in range(min(number, at_most), 0, -1) if number % one == 0)
+
+
+def _cwrgp(s: Scale, views: int) -> Words:
+    return _whitened(s, "cwrgp", "--w_size", _divisor(s.batch, 64), "--group", 2, views=views)
+
+
+def _wmse(s: Scale) -> Words:
+    together = _divisor(s.batch, 128)
+    return _whitened(s, "wmse", "--axis", 1, "--w_size", together, "--emb", max(2, together // 2))
 
 
 def _moco(s: Scale, *more: object) -> Words:
     views = ["--aug_plus", "--crop_size", s.size, "--crop_scale", *s.area]
     colours = ["--jitter_strength", min(1.25, s.jitter), "--grayscale", s.grayscale, "--blur", s.blur]
     head = ["--mlp", "--moco_t", 0.2, "--hidden", 2 * s.width, "--moco_k", s.queue, "--moco_m", s.momentum(0.999)]
-    course = ["--batch_size", s.batch, "--bn_parts", math.gcd(s.batch, 4), "--cos", "--lr", s.lr(0.06)]
+    course = ["--batch_size", s.batch, "--bn_parts", 4, "--cos", "--lr", s.lr(0.06)]
     return ["main_disco.py", *views, *colours, *head, *course, *more]
 
 
@@ -144,19 +187,19 @@ def _w2ssl(s: Scale) -> Words:
     head = ["--moco_mlp_dim", 4 * s.width, "--crop_proj_dim", s.width, "--loss_crop", 1.0]
     course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.lr_for_256(0.3)]
     course += ["--moco_m_cos", "--moco_m", s.momentum(0.99)]
-    return ["main_w2ssl.py", *views, "--blur", s.blur, s.blur, *head, *course]
+    return ["main_w2ssl.py", *views, "--solarize", 0, "--blur", s.blur, s.blur, *head, *course]
 
 
 def _dino(s: Scale) -> Words:
     views = ["--local_crops_number", 0, "--size_crops", s.size, s.size, "--min1", s.area[0], "--max1", s.area[1]]
-    colours = ["--jitter_strength", s.jitter, "--grayscale", s.grayscale, "--blur", s.blur]
+    colours = ["--jitter_strength", s.jitter, "--grayscale", s.grayscale, "--blur", s.blur, "--solarize", 0]
     head = ["--out_dim", 10 * s.num_clusters, "--hidden_dim", 2 * s.width, "--bottleneck_dim", max(8, s.width // 2)]
-    course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.lr_for_256(0.002)]
+    course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.adam_for_256(0.002)]
     course += ["--momentum_teacher", s.momentum(0.996)]
     return ["main_dino.py", *views, *colours, *head, *course]
 
 
-TEACHER = "moco"  # DisCo's, of the same seed
+TEACHER, DISTILLED = "moco", "disco"  # of the same seed
 RECIPES: dict[str, Callable[[Scale], Words]] = {
     "swav": lambda s: _multi_crop(s, "swav", 1, 3.0),
     "deepcluster-v2": lambda s: _multi_crop(s, "deepcluster-v2", 3, 3.0),
@@ -164,9 +207,9 @@ RECIPES: dict[str, Callable[[Scale], Words]] = {
     "twist": _twist,
     "intl": lambda s: _intl(s, "intl"),
     "intl_m": lambda s: _intl(s, "intl_m"),
-    "cwrgp2": lambda s: _whitened(s, "cwrgp", "--group", 2),
-    "cwrgp4": lambda s: _whitened(s, "cwrgp", "--group", 2, views=4),
-    "wmse": lambda s: _whitened(s, "wmse"),
+    "cwrgp2": lambda s: _cwrgp(s, 2),
+    "cwrgp4": lambda s: _cwrgp(s, 4),
+    "wmse": _wmse,
     "simclr": lambda s: _joint(s, "contrastive"),
     "byol": lambda s: _joint(s, "byol", "--byol_tau", s.momentum(0.99)),
     "simsiam": lambda s: _joint(s, "simsiam", optimizer="sgd", lr=0.06),
@@ -201,8 +244,14 @@ TITLES = {
 }
 
 
+def require_batches(images: int, batch: int) -> None:
+    """Raises UserError for batches that some method cannot have, or that the images do not fill."""
+    if batch % 4 or batch < 8:
+        raise UserError(f"--batch_size {batch}: expected a multiple of 4, at least 8")
+    if images < batch:
+        raise UserError(f"{images} images do not fill a batch of {batch}: lower --batch_size")
+
+
 def words_of(method: str, scale: Scale) -> list[str]:
-    """The script and the flags that tell this method's recipe; raises UserError for data of less than one batch."""
-    if scale.steps_per_epoch < 1:
-        raise UserError(f"{scale.images} images do not fill a batch of {scale.batch}: lower --batch_size")
+    """The script and the flags that tell this method's recipe."""
     return [str(word) for word in RECIPES[method](scale)]

@@ -1,22 +1,26 @@
 """From the settings of a study to its runs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..checkpoints.files import write_json
 from ..engine.monitor import number
+from ..errors import UserError
 from ..models.backbones import feature_width
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
 from .images import StudyImages
-from .judge import Judge, cost_of
+from .judge import JUDGED, Judge, cost_of
 from .plan import RANDOM, Task
-from .recipes import TEACHER, Scale, words_of
+from .recipes import DISTILLED, TEACHER, Scale, require_batches, words_of
 from .settings import Settings
 
-TRIED = 24  # steps of the try that tells how long an epoch takes
+TRIED = 28  # steps of the try that tells how long an epoch takes
 POINTS = 5  # of each run's curve
 RUNS, RATES, TIMING = "runs", "rates", "timing"  # folders
 AWAY = 1_000_000  # from the study's own seeds to those of tries
@@ -53,6 +57,9 @@ class Plan:
     def judge(self, task: Task) -> str:
         """Judges a run, and says what it reached."""
         task.folder.mkdir(parents=True, exist_ok=True)
+        if task.place == TIMING:
+            write_json(task.folder / JUDGED, {"cost": cost_of(task.folder), "scores": {}})
+            return "timed"
         if task.command is None:
             spec = self.settings.network.spec
             loaded = Pretrained(random_backbone(spec, task.seed), spec, {}, "random weights")
@@ -78,8 +85,16 @@ class Plan:
         known = {rate: task.judged() for rate, task in self.tries.get(method, {}).items() if task.is_judged}
         return max(known, key=lambda rate: goodness(known[rate])) if known else float(self.settings.study.rates[0])
 
-    def command(self, task: Task, rate: float | None, teacher: Task | None) -> list[str]:
-        """The command line of a run; ``rate`` None takes the best one."""
+    def best_try(self, method: str) -> Task | None:
+        """The one with the best rate; None where all failed."""
+        known = {rate: task for rate, task in self.tries[method].items() if task.is_judged}
+        return known[self.rate_of(method)] if known else None
+
+    def command(self, task: Task, rate: float | None, teacher: Callable[[], Task | None]) -> list[str]:
+        """The command line of a run; ``rate`` None takes the best one. Raises UserError where its teacher failed."""
+        master = teacher() if task.method == DISTILLED else None
+        if task.method == DISTILLED and master is None:
+            raise UserError(f"no run of {TEACHER} that it could learn from has ended well")
         views, network = self.settings.views, self.settings.network
         epochs = self.settings.study.epochs if task.place == TIMING else self.epochs_of(task.method)
         scale = Scale(
@@ -94,10 +109,12 @@ class Plan:
             blur=views.blur,
             clusters=views.clusters,
             rate=self.rate_of(task.method) if rate is None else rate,
-            teacher="" if teacher is None else str(teacher.folder / "checkpoint.pth.tar"),
+            teacher="" if master is None else str(master.folder / "checkpoint.pth.tar"),
         )
         own: list[object] = ["--epochs", epochs, "--seed", task.seed, "--dump_path", task.folder]
         own += ["--max_steps", TRIED] if task.place == TIMING else []
+        every = 4 if task.place == TIMING else max(1, min(50, scale.steps_per_epoch // 2))
+        own += ["--log_every", every]
         watched = self.watched(epochs) if task.place == RUNS else []
         return [*words_of(task.method, scale), *self.same_for_all(), *watched, *map(str, own)]
 
@@ -108,12 +125,20 @@ class Plan:
         words += ["--mean", *self.images.mean, "--std", *self.images.std, "--channels", network.channels]
         words += ["--arch", network.arch, "--device", self.settings.device.device, "--track", "none"]
         words += ["--width", network.width, "--stem", network.stem] if network.arch.startswith("resnet") else []
-        for name in ("path_column", "label_column", "value_range", "extensions"):
+        words += ["--precision", precision_of(self.judging.device)]
+        words += ["--exif_orientation", data.exif_orientation is not False]
+        words += ["--index_cache", data.index_cache or self.folder / "index"] if self.keeps_index else []
+        words += ["--run_pipes"] if data.run_pipes else []
+        for name in ("path_column", "label_column", "value_range", "extensions", "shard_cache_gb"):
             value = getattr(data, name)
-            if value:
+            if value is not None and value not in ("", ()):
                 words += [f"--{name}", *(value if isinstance(value, tuple) else [value])]
-        words += ["--log_every", max(1, min(50, len(self.images.train) // self.settings.study.batch_size // 2))]
         return [*map(str, words), "--eval_size", str(shown.size), "--eval_resize", str(shown.resize)]
+
+    @property
+    def keeps_index(self) -> bool:
+        """Whether the list of the images lies in a file, which no run need make again."""
+        return bool(self.settings.data.index_cache) or (self.folder / "index").exists()
 
     def watched(self, epochs: int) -> list[str]:
         """Some points of a curve."""
@@ -131,43 +156,65 @@ def goodness(judged: Mapping[str, Any]) -> float:
     return -math.inf if value is None or math.isnan(value) else float(value)
 
 
+def precision_of(device: torch.device) -> str:
+    """The same for all methods, whose own defaults differ."""
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
 def plan_of(settings: Settings, methods: Sequence[str], images: StudyImages, folder: Path, judging: Judge) -> Plan:
     """All runs of a study: of random weights, of every method with every seed, and what these wait for.
 
-    DisCo must come after its teacher.
+    DisCo must come after its teacher. Raises UserError for data of less than one batch.
     """
     own = settings.study
+    require_batches(len(images.train), own.batch_size)
     seeds = range(own.first_seed, own.first_seed + own.seeds)
-    plan = Plan(settings, images, folder, judging, replace(judging, train=images.tuned[0], test=images.tuned[1]))
+    tuning = replace(judging, train=images.tuned[0], test=images.tuned[1], scored=images.seen)
+    plan = Plan(settings, images, folder, judging, tuning)
 
     def task(
-        place: str, name: str, method: str, seed: int, needs: Sequence[Task], rate: float | None, teacher: Task | None
+        place: str,
+        name: str,
+        method: str,
+        seed: int,
+        *,
+        needs: Sequence[Task] = (),
+        after: Sequence[Task] = (),
+        rate: float | None = None,
+        teacher: Callable[[], Task | None] = lambda: None,
     ) -> Task:
-        needed = (*needs, *([teacher] if teacher else []))
-        made = Task(name, place, method, seed, folder / place / name, None, needed)
+        made = Task(name, place, method, seed, folder / place / name, None, tuple(needs), tuple(after))
         return replace(made, command=partial(plan.command, made, rate, teacher))
 
     plan.runs[RANDOM] = [Task(f"{RANDOM}-{n}", RUNS, RANDOM, n, folder / RUNS / f"{RANDOM}-{n}", None) for n in seeds]
     for method in methods:
-        learns = method == "disco"
-        first: list[Task] = []
+        learns = method == DISTILLED
+        before: list[Task] = []
         if own.minutes:
-            made = task(
-                TIMING, f"{method}-timing", method, own.first_seed, [], None, plan.timings[TEACHER] if learns else None
+            master = [plan.timings[TEACHER]] if learns else []
+            plan.timings[method] = task(
+                TIMING, f"{method}-timing", method, own.first_seed, needs=master, teacher=lambda: plan.timings[TEACHER]
             )
-            plan.timings[method] = made
-            first.append(made)
+            before.append(plan.timings[method])
         if len(own.rates) > 1:
-            before = list(first)
-            by_rate = {}
-            for rate in own.rates:
-                teacher = next(iter(plan.tries[TEACHER].values())) if learns else None
-                seed = own.first_seed + AWAY
-                by_rate[rate] = task(RATES, f"{method}-rate-{rate:g}", method, seed, before, rate, teacher)
-            plan.tries[method] = by_rate
-            first += by_rate.values()
-        plan.runs[method] = [
-            task(RUNS, f"{method}-{seed}", method, seed, first, None, plan.runs[TEACHER][number] if learns else None)
-            for number, seed in enumerate(seeds)
-        ]
+            masters = [*plan.tries[TEACHER].values()] if learns else []
+            seed, best = own.first_seed + AWAY, partial(plan.best_try, TEACHER)
+            plan.tries[method] = {
+                rate: task(
+                    RATES, f"{method}-rate-{rate:g}", method, seed, after=[*before, *masters], rate=rate, teacher=best
+                )
+                for rate in own.rates
+            }
+            before += plan.tries[method].values()
+        plan.runs[method] = []
+        for at, seed in enumerate(seeds):
+            masters = [plan.runs[TEACHER][at]] if learns else []
+            teacher = partial(_first, masters)
+            plan.runs[method].append(
+                task(RUNS, f"{method}-{seed}", method, seed, needs=masters, after=before, teacher=teacher)
+            )
     return plan
+
+
+def _first(tasks: Sequence[Task]) -> Task | None:
+    return tasks[0] if tasks else None

@@ -69,7 +69,7 @@ class StudySettings:
         above=0,
         at_most=1e4,
     )
-    batch_size: int = setting(128, "images of a step, of every method", at_least=4, at_most=1e6)
+    batch_size: int = setting(128, "images of a step, of every method; a multiple of 4", at_least=8, at_most=1e6)
     judged_images: int = setting(
         50_000, "training images that kNN and linear classifiers learn from, evenly spread", at_least=10, at_most=1e9
     )

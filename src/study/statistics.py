@@ -6,11 +6,15 @@ Shape suffixes: S = seeds, M = test images.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 LEVEL = 0.95
+SEEDS = 3  # fewer tell too little of the noise to call a difference real
+FAR_MORE = 3.0  # times the common spread of seeds
+Right = Mapping[int, np.ndarray]  # seed -> (M,), whether its network was right about each test image
 
 
 class Interval(NamedTuple):
@@ -28,21 +32,53 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """One method less another.
+    """One method less another, in percent.
 
     Attributes:
-        interval: of the difference, for this pair alone, in percent.
-        p: that a difference as large comes by chance, for this pair alone.
-        corrected: the same after Holm's correction for all pairs of the study.
+        interval: that holds for all pairs of the study together; nan ends where nothing can be said.
+        seeds: that both have.
+        statistic: the difference in units of its error, by the root of 2: Tukey's q; nan where nothing can be said.
+        methods, freedom: of the study, and of the error.
     """
 
     interval: Interval
-    p: float
-    corrected: float
+    seeds: int
+    statistic: float
+    methods: int
+    freedom: float
 
     @property
     def is_real(self) -> bool:
-        return self.corrected < 1 - LEVEL
+        """Whether the interval leaves out 0."""
+        return bool(self.interval.low > 0 or self.interval.high < 0)
+
+    @property
+    def p(self) -> float:
+        """That any pair of the study differs as much by chance."""
+        from scipy import stats
+
+        if not math.isfinite(self.statistic):
+            return 0.0 if math.isinf(self.statistic) else math.nan
+        return float(stats.studentized_range.sf(self.statistic, self.methods, self.freedom))
+
+
+@lru_cache(maxsize=4096)
+def _critical(methods: int, freedom: float) -> float:
+    """Tukey's q that is exceeded by chance in 5 of 100 studies; the numerical integral behind it takes a while."""
+    from scipy import stats
+
+    return float(stats.studentized_range.ppf(LEVEL, methods, freedom))
+
+
+class Table(NamedTuple):
+    """The differences of two methods, and what their mean varies by: of seeds, of test images, and at the least."""
+
+    mean: float
+    seeds: int
+    images: int
+    of_seeds: float
+    of_images: float
+    noise: float
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -57,65 +93,73 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def paired(difference_SM: np.ndarray) -> tuple[Interval, float]:
-    """The mean of a table whose rows (seeds) and columns (test images) are both drawn by chance: interval, p-value.
+def table_of(difference_SM: np.ndarray) -> Table:
+    """Variance components of a table whose rows (seeds) and columns (test images) are both drawn by chance.
 
-    The variance is that of a crossed random-effects table (Cornfield & Tukey 1956; for classifiers Owen 2007,
-    "The pigeonhole bootstrap"): seeds count by the spread of their means, and images by what the spread of theirs is
-    above the noise of single entries. Degrees of freedom are Satterthwaite's. A plain bootstrap over seeds and images
-    is too sure of itself with few seeds: `benchmarks/study_noise.py` measures both.
-
-    Args:
-        difference_SM: of each seed and image, such as 1 where one method is right and the other wrong. nan ends with
-            one seed, as nothing is known of the spread.
+    A crossed random-effects table (Cornfield & Tukey 1956; for classifiers Owen 2007, "The pigeonhole bootstrap"):
+    seeds count by the spread of their means, and images by what the spread of theirs is above the noise of single
+    entries. ``of_seeds`` is the variance of one seed's mean; the other two are variances of the whole mean.
     """
-    from scipy import stats
-
     seeds, images = difference_SM.shape
     mean = float(difference_SM.mean())
     if seeds < 2:
-        return Interval(mean, math.nan, math.nan), math.nan
-    of_seeds = float(difference_SM.mean(axis=1).var(ddof=1)) / seeds
-    of_images = 0.0
-    if images > 1:
-        rest = difference_SM - difference_SM.mean(axis=0) - difference_SM.mean(axis=1, keepdims=True) + mean
-        noise = float((rest**2).sum()) / ((seeds - 1) * (images - 1))
-        between = float(difference_SM.mean(axis=0).var(ddof=1)) / images
-        of_images = max(0.0, between - noise / (seeds * images))
-    variance = of_seeds + of_images
-    if variance == 0:
-        return Interval(mean, mean, mean), 1.0 if mean == 0 else 0.0
-    freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / max(1, images - 1))
-    error = math.sqrt(variance)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
-    return Interval(mean, mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, freedom))
+        return Table(mean, seeds, images, math.nan, math.nan, math.nan)
+    of_seeds = float(difference_SM.mean(axis=1).var(ddof=1))
+    if images < 2:
+        return Table(mean, seeds, images, of_seeds, 0.0, 0.0)
+    rest = difference_SM - difference_SM.mean(axis=0) - difference_SM.mean(axis=1, keepdims=True) + mean
+    noise = float((rest**2).sum()) / ((seeds - 1) * (images - 1)) / (seeds * images)
+    between = float(difference_SM.mean(axis=0).var(ddof=1)) / images
+    return Table(mean, seeds, images, of_seeds, max(0.0, between - noise), noise)
 
 
-def differences(right: Mapping[str, np.ndarray]) -> dict[tuple[str, str], Difference]:
-    """All pairs of methods, in percent; Holm's correction over all pairs, so that choosing the best does not matter.
+def differences(right: Mapping[str, Right]) -> dict[tuple[str, str], Difference]:
+    """All pairs of methods, paired by seed and test image, by Tukey's range test.
+
+    With few seeds a pair's own spread is known badly, so that some of many pairs would look certain by chance. The
+    spread of seeds is therefore that of all pairs together (the residual of methods by seeds), or the pair's own where
+    that is larger, but at least what single images alone give; to it comes that of the images. Tukey's test takes the
+    largest difference between methods that are all alike as its measure, so that choosing the best does not matter.
+    ``benchmarks/study_noise.py`` measures how often it calls chance real, and how often a plain bootstrap does.
 
     Args:
-        right: method -> (S, M), whether each seed's network is right about each test image; seeds in the same order.
-            Of two methods only the first so many seeds are compared that both have.
+        right: rows of all methods over the same test images. Pairs are compared by the seeds that both have, SEEDS
+            or more; of others nothing can be said.
     """
-    from statsmodels.stats.multitest import multipletests
-
-    pairs = list(itertools.combinations(right, 2))
-    found = []
-    for first, second in pairs:
-        seeds = min(len(right[first]), len(right[second]))
-        table = right[first][:seeds].astype(np.float64) - right[second][:seeds].astype(np.float64)
-        found.append(paired(100 * table))
-    known = [number for number, (_, p) in enumerate(found) if not math.isnan(p)]
-    corrected = np.full(len(found), math.nan)
-    if known:
-        corrected[known] = multipletests([found[number][1] for number in known], method="holm")[1]
-    return {pair: Difference(one, p, float(q)) for pair, (one, p), q in zip(pairs, found, corrected, strict=True)}
+    tables = {}
+    for first, second in itertools.combinations(right, 2):
+        common = sorted(set(right[first]) & set(right[second]))
+        if common:
+            a, b = (np.stack([right[name][seed] for seed in common]).astype(np.float64) for name in (first, second))
+            tables[first, second] = table_of(100 * (a - b))
+    known = [table for table in tables.values() if table.seeds >= SEEDS]
+    pooled = float(np.mean([table.of_seeds for table in known])) if known else math.nan
+    of_pool = (len(right) - 1) * (float(np.mean([table.seeds for table in known])) - 1) if known else math.nan
+    return {pair: _compared(table, len(right), pooled, of_pool) for pair, table in tables.items()}
 
 
-def to_the_best(right: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Difference]]:
-    """The method with the highest mean, and every other one less it."""
-    best = max(right, key=lambda name: float(right[name].mean()))
+def _compared(table: Table, methods: int, pooled: float, of_pool: float) -> Difference:
+    """One pair; ``pooled`` is the variance of a seed's difference over all pairs, with its degrees of freedom."""
+    if table.seeds < SEEDS:
+        return Difference(Interval(table.mean, math.nan, math.nan), table.seeds, math.nan, methods, math.nan)
+    of_seeds = max(max(pooled, table.of_seeds) / table.seeds, table.noise)
+    if table.of_seeds > FAR_MORE * pooled:
+        of_pool = table.seeds - 1  # a method whose seeds differ far more than others' stands for itself
+    variance = of_seeds + table.of_images
+    if variance == 0:
+        statistic = 0.0 if table.mean == 0 else math.inf
+        return Difference(Interval(*[table.mean] * 3), table.seeds, statistic, methods, of_pool)
+    freedom = variance**2 / (of_seeds**2 / of_pool + table.of_images**2 / max(1, table.images - 1))
+    freedom = float(min(max(1, math.floor(2 * freedom) / 2), 200))  # halves, so that few values are ever looked up
+    error = math.sqrt(variance / 2)
+    half = _critical(methods, freedom) * error
+    ends = table.mean - half, table.mean + half
+    return Difference(Interval(table.mean, *ends), table.seeds, abs(table.mean) / error, methods, freedom)
+
+
+def to_the_best(right: Mapping[str, Right]) -> tuple[str, dict[str, Difference]]:
+    """The method with the highest mean over its seeds, and every other one less it."""
+    best = max(right, key=lambda name: float(np.mean([row.mean() for row in right[name].values()])))
     found = {}
     for (first, second), one in differences(right).items():
         if best not in (first, second):

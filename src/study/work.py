@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
+from ..checkpoints.files import require_writable
 from ..checkpoints.lock import RunLock
 from ..engine.monitor import duration
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .plan import Task
 
 ATTEMPTS = 3  # of a run that is killed
+IN_USE = "is in use"  # what a training says of a folder where another one is at work
 PAUSE = 2.0  # seconds between two looks for work that others must finish first
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _PR_SET_PDEATHSIG = 1
@@ -23,7 +27,9 @@ _PR_SET_PDEATHSIG = 1
 
 @contextlib.contextmanager
 def claimed(task: Task, claims: Path) -> Iterator[bool]:
-    """Whether this process may do a run: no living one, here or elsewhere, is at it."""
+    """Whether this process may do a run: no living one, here or elsewhere, is at it. Raises UserError where nothing can
+    be written."""
+    require_writable(claims)
     try:
         lock = RunLock(claims / task.name, lambda line: None).acquire()
     except UserError:
@@ -70,27 +76,48 @@ def _do(task: Task, judge: Callable[[Task], str], say: Callable[[str], None]) ->
         task.fail(1, f"{missing[0].name} failed, which it needs")
         return
     if task.command is not None:
+        try:
+            command = [sys.executable, *task.command()]
+        except UserError as error:
+            task.fail(2, str(error))
+            say(f"{task.name}: failed ({error})")
+            return
         say(f"{task.name}: trains")
         for _ in range(ATTEMPTS):
-            code, last = _run([sys.executable, *task.command()], task.folder)
+            code, last = _run(command, task.folder)
             if 0 <= code < 128:
                 break  # otherwise a signal ended it, and it goes on where it was
-        if code:
-            task.fail(code, last)
-            say(f"{task.name}: failed ({last})")
+        if code == 2 and IN_USE in last:
+            time.sleep(PAUSE)  # an earlier start's run still saves
             return
-    say(f"{task.name}: {judge(task)}")
+        if code:
+            task.fail(code, last if code > 0 else f"killed by signal {-code}, {ATTEMPTS} times")
+            say(f"{task.name}: failed ({task.reason()})")
+            return
+    try:
+        say(f"{task.name}: {judge(task)}")
+    except Exception as error:  # of a network that has come to nothing, of a full GPU: the study goes on
+        task.fail(1, f"cannot be judged: {first_line(error)}")
+        say(f"{task.name}: failed ({task.reason()})")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # for the training that comes
 
 
 def _run(command: Sequence[str], folder: Path) -> tuple[int, str]:
     """The exit code of a program and the last line that it complained of; it ends with this process, and at the same
     signals, after saving."""
     folder.mkdir(parents=True, exist_ok=True)
+    # classes of the user's own are found where the study is started
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
     with open(folder / "output.txt", "ab") as output, open(folder / "errors.txt", "w+b") as errors:
-        process = subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=errors, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(
+            command, cwd=_ROOT, env=environ, stdout=output, stderr=errors, preexec_fn=_end_with_parent
+        )
         try:
             code = process.wait()
         except BaseException:
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # a second one does not cut the saving short
+                signal.signal(number, signal.SIG_IGN)
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
@@ -120,11 +147,22 @@ def orderly_end() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def start_more(count: int, words: Sequence[str], gpus: int) -> list["subprocess.Popen[bytes]"]:
-    """Further processes that share the work, each with a GPU of its own where there are several."""
+@contextlib.contextmanager
+def start_more(count: int, words: Sequence[str], gpus: int) -> Iterator[None]:
+    """Further processes that share the work, each with a GPU of its own where there are several; they end before this
+    ends."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     found = []
     for number in range(1, count):
-        environ = {**os.environ, **({"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 else {})}
+        environ = {**os.environ, **({"CUDA_VISIBLE_DEVICES": visible[number % gpus]} if gpus > 1 else {})}
         command = [sys.executable, str(_ROOT / "study.py"), *words, "--at_once", "1", "--silent"]
         found.append(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, preexec_fn=_end_with_parent))
-    return found
+    try:
+        yield
+    except BaseException:
+        for process in found:
+            process.send_signal(signal.SIGTERM)
+        raise
+    finally:
+        for process in found:
+            process.wait()

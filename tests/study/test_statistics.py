@@ -2,7 +2,7 @@
 
 import math
 
-from src.study.statistics import differences, interval, paired, rank_correlation, to_the_best
+from src.study.statistics import differences, interval, rank_correlation, table_of, to_the_best
 
 import numpy as np
 import pytest
@@ -18,85 +18,99 @@ def test_interval_is_students():
     assert interval([1.0]).in_words() == "1.0"
 
 
-def test_without_a_spread_of_images_it_is_the_paired_t_test():
+def seeds_of(rows):
+    return dict(enumerate(rows))
+
+
+def pair(a, b):
+    return differences({"a": seeds_of(a), "b": seeds_of(b)})["a", "b"]
+
+
+def test_of_two_methods_whose_images_do_not_vary_it_is_the_paired_t_test():
     rng = np.random.default_rng(0)
-    of_seeds = rng.normal(1.0, 2.0, size=6)
-    table = np.repeat(of_seeds[:, None], 50, axis=1)
-    found, p = paired(table)
-    expected = stats.ttest_1samp(of_seeds, 0)
-    assert p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    of_seeds = rng.normal(0.01, 0.02, size=6)
+    found = pair(np.repeat(of_seeds[:, None], 50, axis=1), np.zeros((6, 50)))
+    expected = stats.ttest_1samp(100 * of_seeds, 0)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-3)
+    low, high = expected.confidence_interval(0.95)
+    assert (found.interval.low, found.interval.high) == pytest.approx((low, high), rel=1e-3)
 
 
-def drawn(rng, seeds, images, of_seed, of_image, noise):
-    """A table of differences whose true mean is 0, with a part of each seed, one of each image, and noise."""
-    return (
-        rng.normal(0, of_seed, (seeds, 1))
-        + rng.normal(0, of_image, (1, images))
-        + rng.normal(0, noise, (seeds, images))
-    )
-
-
-@pytest.mark.parametrize(("of_seed", "of_image"), [(1.0, 0.0), (0.2, 2.0), (0.5, 5.0)])
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_chance_is_called_real_in_five_of_a_hundred_studies(seeds, of_seed, of_image):
+def test_the_components_are_those_of_a_crossed_table():
+    """Whose sums of squares are written out."""
     rng = np.random.default_rng(1)
-    called = np.mean([paired(drawn(rng, seeds, 200, of_seed, of_image, 3.0))[1] < 0.05 for _ in range(500)])
-    assert 0.02 <= called <= 0.085
+    x = rng.normal(0, 1, (4, 1)) + rng.normal(0, 2, (1, 30)) + rng.normal(0, 3, (4, 30))
+    rows, columns, grand = x.mean(axis=1), x.mean(axis=0), x.mean()
+    of_rest = sum((x[i, j] - rows[i] - columns[j] + grand) ** 2 for i in range(4) for j in range(30)) / (3 * 29)
+    of_columns = 4 * sum((column - grand) ** 2 for column in columns) / 29
+    found = table_of(x)
+    assert found.noise == pytest.approx(of_rest / 120)
+    assert found.of_images == pytest.approx((of_columns - of_rest) / 4 / 30)
+    assert found.of_seeds == pytest.approx(np.var(rows, ddof=1))
 
 
-def test_an_interval_holds_the_truth_in_95_of_a_hundred_studies():
+def equal_methods(rng, methods, seeds, images, of_seed, of_image):
+    """Methods of the same worth: by chance their seeds differ, and which images they find easy."""
+    easy = rng.normal(0, 1.2, images)
+    right = {}
+    for name in range(methods):
+        worth = easy + rng.normal(0, of_image, (1, images)) + rng.normal(0, of_seed, (seeds, 1))
+        right[str(name)] = seeds_of(rng.uniform(size=(seeds, images)) < 1 / (1 + np.exp(-worth)))
+    return right
+
+
+@pytest.mark.parametrize(("methods", "studies"), [(2, 200), (6, 60)])
+@pytest.mark.parametrize(("of_seed", "of_image"), [(0.02, 0.0), (0.1, 0.0), (0.1, 1.0)])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_of_a_hundred_studies_of_equal_methods_about_five_call_any_real(seeds, of_seed, of_image, methods, studies):
     rng = np.random.default_rng(2)
-    held = 0
-    for _ in range(400):
-        found, _ = paired(1.7 + drawn(rng, 4, 100, 0.5, 3.0, 3.0))
-        held += found.low <= 1.7 <= found.high
-    assert 0.92 <= held / 400 <= 0.98
-
-
-def test_equal_methods_are_all_within_noise_whichever_is_best():
-    """The best of several equal ones is better than the others by chance: the correction is for all pairs."""
-    rng = np.random.default_rng(3)
     wrong = 0
-    for _ in range(200):
-        easy = rng.uniform(size=150)
-        right = {name: rng.uniform(size=(4, 150)) + rng.normal(0, 0.02, (4, 1)) < easy for name in "abcde"}
-        wrong += any(one.is_real for one in to_the_best(right)[1].values())
-    assert wrong <= 16  # 5 % of 200, and what chance adds
+    for _ in range(studies):
+        right = equal_methods(rng, methods, seeds, 300, of_seed, of_image)
+        wrong += any(one.is_real for one in differences(right).values())
+    assert wrong <= stats.binom.ppf(0.999, studies, 0.05)
 
 
 def test_a_difference_that_there_is_is_found_and_has_its_sign():
     rng = np.random.default_rng(4)
     easy = rng.uniform(size=500)
-    right = {name: rng.uniform(size=(5, 500)) * 0.5 < easy - worse for name, worse in
-             (("a", 0.2), ("b", 0.0), ("c", 0.4))}  # fmt: skip
+    right = {
+        name: seeds_of(rng.uniform(size=(5, 500)) * 0.5 < easy - worse)
+        for name, worse in (("a", 0.2), ("b", 0.0), ("c", 0.4))
+    }
     best, others = to_the_best(right)
     assert best == "b"
     assert others["a"].is_real
     assert others["c"].is_real
-    assert others["c"].interval.mean == pytest.approx(100 * (right["c"].mean() - right["b"].mean()))
-    assert others["c"].interval.high < others["a"].interval.low < 0
+    means = {name: np.mean(list(rows.values())) for name, rows in right.items()}
+    assert others["c"].interval.mean == pytest.approx(100 * (means["c"] - means["b"]))
+    assert others["c"].interval.high < 0
+    assert others["c"].p < 0.001
+    assert [one.is_real for one in others.values()] == [one.p < 0.05 for one in others.values()]
 
 
-def test_holms_correction_is_over_all_pairs():
+def test_few_seeds_tell_nothing():
+    for seeds in (1, 2):
+        found = pair(np.ones((seeds, 50)), np.zeros((seeds, 50)))
+        assert (math.isnan(found.p), found.is_real, found.interval.mean) == (True, False, 100)
+
+
+def test_pairs_have_the_same_seed():
     rng = np.random.default_rng(5)
-    right = {name: rng.uniform(size=(4, 80)) < share for name, share in (("a", 0.5), ("b", 0.6), ("c", 0.9))}
-    found = differences(right)
-    p = sorted(one.p for one in found.values())
-    holm = np.maximum.accumulate([min(1, (3 - rank) * value) for rank, value in enumerate(p)])
-    assert sorted(one.corrected for one in found.values()) == pytest.approx(holm.tolist())
+    rows = {seed: rng.uniform(size=40) < 0.5 for seed in range(1, 6)}
+    others = {seed: rows[seed] for seed in (2, 3, 5)}  # of which two have failed
+    found = differences({"a": rows, "b": others})["a", "b"]
+    assert (found.interval.mean, found.seeds, found.p) == (0, 3, 1)
 
 
-def test_one_seed_tells_nothing():
-    right = {"a": np.ones((1, 50), dtype=bool), "b": np.zeros((1, 50), dtype=bool)}
-    best, others = to_the_best(right)
-    assert (best, math.isnan(others["b"].corrected), others["b"].is_real) == ("a", True, False)
-    assert others["b"].interval.mean == -100
-
-
-def test_seeds_that_both_have_are_compared():
-    right = {"a": np.ones((3, 20), dtype=bool), "b": np.zeros((2, 20), dtype=bool)}
-    assert differences(right)["a", "b"].interval.mean == 100
+def test_an_interval_holds_the_truth_in_95_of_a_hundred_studies():
+    rng = np.random.default_rng(6)
+    held = 0
+    for _ in range(200):
+        shift = rng.normal(0, 0.01, (4, 1)) + rng.normal(0, 0.03, (1, 100)) + rng.normal(0, 0.03, (4, 100))
+        found = pair(0.017 + shift, np.zeros((4, 100)))
+        held += found.interval.low <= 1.7 <= found.interval.high
+    assert held >= stats.binom.ppf(0.001, 200, 0.95)
 
 
 def test_rank_correlation_and_its_clusters():

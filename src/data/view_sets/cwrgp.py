@@ -18,6 +18,9 @@ class CWRGPViewSettings:
     cj3: float = setting(0.1, "strength of the jitter's hue", at_least=0, at_most=0.5)
     cj_p: float = setting(0.8, "probability of the jitter", at_least=0, at_most=1)
     gs_p: float = setting(0.2, "probability of grayscale", at_least=0, at_most=1)
+    blur: float | None = setting(
+        None, "probability of a blur; default: 0.5 from 224 pixels on, else 0", at_least=0, at_most=1
+    )
     hf_p: float = setting(0.5, "probability of a horizontal flip", at_least=0, at_most=1)
     crop_s0: float = setting(0.2, "smallest share of the image area", above=0, at_most=1)
     crop_s1: float = setting(1.0, "largest share of the image area", above=0, at_most=1)
@@ -34,7 +37,7 @@ class CWRGPViewSettings:
             jitter=(self.cj0, self.cj1, self.cj2, self.cj3),
             jitter_probability=self.cj_p,
             grayscale=self.gs_p,
-            blur=0.0 if self.crop_size < 224 else 0.5,
+            blur=(0.0 if self.crop_size < 224 else 0.5) if self.blur is None else self.blur,
             bicubic=small,
             colours_first=small,
         )

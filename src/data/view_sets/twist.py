@@ -38,6 +38,8 @@ class TwistViewSettings:
         None, "probability of a blur in every view; 0 suits small images. Default: each view's own", at_least=0, at_most=1
     )
 
+    solarize: float = setting(0.2, "probability of solarisation in the second view", at_least=0, at_most=1)
+
     @property
     def local_crops(self) -> int:
         """Those there are: only multicrop has any."""
@@ -65,14 +67,14 @@ class TwistViewSettings:
 
     def _coloured(self, views: Sequence[View]) -> Sequence[View]:
         """With the colours that were asked for; RandAugment's are its own."""
-        s, gray, blur = self.jitter_strength, self.grayscale, self.blur
-        return [_coloured(view, s, gray, blur) if isinstance(view, RandomView) else view for view in views]
+        return [self._one_coloured(view) if isinstance(view, RandomView) else view for view in views]
 
-
-def _coloured(view: RandomView, strength: float, grayscale: float, blur: float | None) -> RandomView:
-    brightness, contrast, saturation, hue = (strength * factor for factor in view.jitter)
-    changed = replace(view, jitter=(brightness, contrast, saturation, hue), grayscale=grayscale)
-    return changed if blur is None else replace(changed, blur=blur)
+    def _one_coloured(self, view: RandomView) -> RandomView:
+        brightness, contrast, saturation, hue = (self.jitter_strength * factor for factor in view.jitter)
+        jitter = (brightness, contrast, saturation, hue)
+        blur = view.blur if self.blur is None else self.blur
+        solarize = self.solarize if view.solarize else 0.0
+        return replace(view, jitter=jitter, grayscale=self.grayscale, blur=blur, solarize=solarize)
 
 
 def twist(

@@ -36,6 +36,8 @@ class W2SSLViewSettings:
         (1.0, 0.1), "probability of a blur in each view; default: 1 0.1 (2x2: 0.5 0.1)", at_least=0, at_most=1
     )
 
+    solarize: float = setting(0.2, "probability of solarisation in the second view", at_least=0, at_most=1)
+
     def views(self) -> list[PartView]:
         return w2ssl(
             self.grid,
@@ -46,6 +48,7 @@ class W2SSLViewSettings:
             jitter_strength=self.jitter_strength,
             grayscale=self.grayscale,
             blur=self.blur,
+            solarize=self.solarize,
         )
 
 
@@ -59,6 +62,7 @@ def w2ssl(
     jitter_strength: float = 1.0,
     grayscale: float = 0.2,
     blur: Sequence[float] = (1.0, 0.1),
+    solarize: float = 0.2,
 ) -> list[PartView]:
     """W2SSL's patches: all parts of an image in the first pipeline, then all in the second.
 
@@ -89,4 +93,4 @@ def w2ssl(
         solarize=0.5 if quarters else 0.0,
     )
     first = [replace(view, window=window) for window in windows]
-    return first + [replace(one, blur=blur[1], solarize=0.2) for one in first]
+    return first + [replace(one, blur=blur[1], solarize=solarize) for one in first]
