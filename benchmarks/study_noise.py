@@ -80,8 +80,8 @@ def against_itself(right: np.ndarray, own: Settings, generator: np.random.Genera
                 tables = [right[a].astype(float) - right[b] for a, b in itertools.combinations(chosen, 2)]
                 by_bootstrap += any(bootstrap_is_real(table, len(tables), generator) for table in tables)
         shares = 100 * called / own.studies, 100 * by_bootstrap / tried
-        print(f"  {names} names: any called real in {shares[0]:.1f} % of {own.studies} A/A studies; by the plain bootstrap "
-              f"in {shares[1]:.1f} % of {tried}")  # fmt: skip
+        print(f"  {names} names: any called real in {shares[0]:.1f} % of {own.studies} A/A studies; "
+              f"by the plain bootstrap in {shares[1]:.1f} % of {tried}")  # fmt: skip
 
 
 def worth_of_pairing(first: np.ndarray, second: np.ndarray, own: Settings, generator: np.random.Generator) -> None:
