@@ -15,9 +15,10 @@ import study
 from src.cli import Call
 from src.errors import UserError
 from src.study import work
+from src.study.images import _held_out
 from src.study.plan import Task
 from src.study.recipes import RECIPES, TITLES, Scale, words_of
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run
 
 import numpy as np
 import pytest
@@ -138,6 +139,27 @@ def test_a_failed_and_a_collapsed_run_are_told(one, patches, tmp_path):
     assert "failed" not in (folder / "study.md").read_text()
 
 
+def test_torchrun_is_refused(patches, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"study.py is not started by torchrun"):
+        studied(patches, tmp_path / "out", "--methods", "swav")
+
+
+def test_images_are_held_out_class_by_class(tmp_path):
+    """Also where classes take turns."""
+
+    class Listed:
+        labels, classes, decoding, left_out = np.arange(40) % 4, list("abcd"), None, []
+
+        def __len__(self):
+            return 40
+
+    learnt, test = _held_out(Listed())
+    assert np.bincount(test.labels).tolist() == [2] * 4
+    assert np.bincount(learnt.labels).tolist() == [8] * 4
+    assert sorted([*learnt._indices, *test._indices]) == list(range(40))
+
+
 BAD = {
     "an unknown method": (["--methods", "swap"], "--methods swap: expected some of swav"),
     "a batch that is too large": (["--methods", "swav", "--batch_size", "128"], "do not fill a batch of 128"),
@@ -250,6 +272,28 @@ if not before: os.kill(os.getpid(), signal.SIGKILL)
     work.work([task], tmp_path / "claims", judged, lambda line: None)
     assert log.read_text() == "xx"
     assert task.is_judged
+
+
+@pytest.mark.slow
+def test_two_runs_at_a_time(patches, tmp_path):
+    words = [
+        "study.py",
+        patches,
+        "--dump_path",
+        tmp_path / "out",
+        *TINY,
+        "--methods",
+        "swav",
+        "--seeds",
+        3,
+        "--at_once",
+        2,
+    ]
+    done = run(*words, launcher=[sys.executable])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("swav-") < 6  # what it says of its own three runs, less those of the other process
+    assert "| SwAV |" in done.stdout
+    assert len(list((tmp_path / "out" / "runs").glob("swav-*/judged.json"))) == 3
 
 
 @pytest.mark.slow
