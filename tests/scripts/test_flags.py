@@ -116,7 +116,7 @@ def other_values(leaf: Leaf) -> Iterator[list[str]]:
     else:
         old = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
         changes = (lambda x: x + 1, lambda x: 2 * x + 2) if leaf.item_type is int else (
-            lambda x: x / 2 if x else 0.25, lambda x: min(x * 1.5, 1.0))  # fmt: skip
+            lambda x: x / 2 if x else 0.25, lambda x: min((x or 0.3) * 1.5, 1.0))  # fmt: skip
         yield from ([str(change(value)) for value in old] for change in changes)
 
 
