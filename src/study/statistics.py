@@ -120,7 +120,7 @@ def differences(right: Mapping[str, Right]) -> dict[tuple[str, str], Difference]
     spread of seeds is therefore that of all pairs together (the residual of methods by seeds), or the pair's own where
     that is larger, but at least what single images alone give; to it comes that of the images. Tukey's test takes the
     largest difference between methods that are all alike as its measure, so that choosing the best does not matter.
-    ``benchmarks/study_noise.py`` measures how often it calls chance real, and how often a plain bootstrap does.
+    ``benchmarks/study_noise.py`` measures how often it calls chance real.
 
     Args:
         right: rows of all methods over the same test images. Pairs are compared by the seeds that both have, SEEDS
