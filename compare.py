@@ -5,14 +5,13 @@
 A run is the --dump_path of a training or of an evaluation.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from src import cli
-from src.checkpoints.files import write_json
+from src.checkpoints.files import read_json, write_json
 from src.checkpoints.identity import NEUTRAL_SETTINGS
 from src.engine.monitor import number, read_log
 from src.errors import UserError
@@ -38,13 +37,6 @@ class Run(NamedTuple):
     train: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     values: dict[str, str]
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def read(folder: Path) -> Run:

@@ -17,9 +17,8 @@ from src import cli
 from src.data.datasets import EvaluationDataSettings
 from src.data.fingerprint import agreed_fingerprint
 from src.data.splits import name_of_data
-from src.embedding.chunks import extract, open_parts
+from src.embedding.chunks import FEATURES, PAGE, extract, open_parts
 from src.embedding.files import (
-    FEATURES,
     finish,
     has_table,
     open_finished,
@@ -27,14 +26,14 @@ from src.embedding.files import (
     unreadable_names,
     write_table,
 )
-from src.embedding.look import PAGE, Wanted, look, require_page
+from src.embedding.look import PageSettings, look, require_page
 from src.engine.alone import alone_in
 from src.evaluation.features import warn_unreadable
 from src.evaluation.subject import EvaluationSettings, JudgedSettings, open_weights
 from src.evaluation.unlabelled import Looked, LookedDataSettings, open_looked
 from src.models.pretrained import fingerprint
 from src.parallel import collectives, launch
-from src.plots import PLANES, require_umap
+from src.plots import require_umap
 from src.settings import setting
 
 
@@ -47,31 +46,6 @@ class FeatureSettings:
     parquet: bool = setting(True, "also write features.parquet, which needs pyarrow")
     overwrite: bool = setting(
         False, "throw away finished features, or those of something else, that --dump_path holds", switch=True
-    )
-
-
-@dataclass(frozen=True)
-class PageSettings:
-    """Page"""
-
-    page: bool = setting(True, "draw the pictures and index.html; false: features only")
-    projection: str = setting("tsne", "how the map is made; umap needs umap-learn", choices=tuple(PLANES))
-    clusters: int = setting(12, "number of k-means clusters that are shown", at_least=2, at_most=1000)
-    queries: tuple[str, ...] = setting(
-        (), "images whose neighbours are shown first, by their path in the folder; default: one of each large cluster",
-        empty=True,
-    )  # fmt: skip
-    page_images: int = setting(
-        1500,
-        "images on the map, evenly spread over the folder, beside those that the rows show",
-        at_least=5,
-        at_most=20000,
-    )
-    compared_images: int = setting(
-        20000,
-        "images among which neighbours, clusters, near-duplicates and unusual ones are looked for, evenly spread",
-        at_least=5,
-        at_most=1e6,
     )
 
 
@@ -132,17 +106,10 @@ def write_all(looked: Looked, settings: Settings, folder: Path) -> None:
     print(f"{count} images, {embedding.features.shape[1]} values each: {folder / FEATURES}")
     if not shown.page:
         return
-    wanted = Wanted(
-        shown.compared_images,
-        shown.page_images,
-        shown.clusters,
-        shown.queries,
-        shown.projection,
-        settings.judged.seed,
-    )
     batch_size, workers = own.batch_size, settings.data.workers
     title = f"{name_of_data(looked.path)}, as seen by {settings.judged_name()}"
-    facts = look(looked, embedding, wanted, folder, title=title, batch_size=batch_size, workers=workers)
+    seed = settings.judged.seed
+    facts = look(looked, embedding, shown, folder, title=title, seed=seed, batch_size=batch_size, workers=workers)
     for name, value in facts.items():
         print(f"  {name}: {value}")
     print(f"look at {folder / PAGE}")

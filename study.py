@@ -25,7 +25,7 @@ from src.study.images import StudyImages, open_study_images
 from src.study.judge import Judge
 from src.study.page import write_report
 from src.study.plan import read_object
-from src.study.recipes import RECIPES, TEACHER
+from src.study.recipes import DISTILLED, RECIPES, TEACHER
 from src.study.runs import plan_of
 from src.study.settings import Settings, StudySettings
 from src.study.work import orderly_end, start_more, work
@@ -45,9 +45,9 @@ def methods_of(own: StudySettings) -> list[str]:
     unknown = [method for method in methods if method not in RECIPES]
     if unknown:
         raise UserError(f"--methods {' '.join(unknown)}: expected some of {', '.join(RECIPES)}")
-    if "disco" in methods and TEACHER not in methods:
+    if DISTILLED in methods and TEACHER not in methods:
         methods.append(TEACHER)
-    return sorted(methods, key=lambda method: method == "disco")  # after its teacher
+    return sorted(methods, key=lambda method: method == DISTILLED)  # after its teacher
 
 
 def require_same_study(folder: Path, settings: Settings, images: StudyImages) -> None:

@@ -92,6 +92,14 @@ def write_json(path: str | Path, content: Any, sort_keys: bool = False) -> None:
     write_atomically(Path(path), lambda file: file.write(text))
 
 
+def read_json(path: Path) -> Any:
+    """What a file of results says; raises UserError for one that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
 def write_settings(
     folder: str | Path,
     command: str,

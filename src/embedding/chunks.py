@@ -3,7 +3,6 @@
 Shape suffixes: N = images, M = rows (readable images), F = features.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints.files import read_file, write_atomically, write_json
+from ..checkpoints.files import read_file, read_json, write_atomically, write_json
 from ..checkpoints.identity import differences
 from ..data.loading import ViewDataset, make_loader
 from ..data.sampling import Position, SequentialBatches
@@ -28,9 +27,11 @@ from ..parallel import collectives
 LARGEST = 2048  # images of a chunk: seconds on a GPU, a minute or two on a CPU
 SMALL = 16  # side in pixels of the grey versions that are kept to tell near-duplicates
 ABOUT = "embedding.json"
+FEATURES, TABLE, PIXELS, ROWS = "features.npy", "features.parquet", "pixels.npy", "rows.npy"
+UNREADABLE, PAGE = "unreadable.txt", "index.html"
 # What a folder of features of something else may hold, apart from the parts
 OWN_FILES = (
-    *("features.npy", "features.parquet", "pixels.npy", "rows.npy", "unreadable.txt", "index.html"),
+    *(FEATURES, TABLE, PIXELS, ROWS, UNREADABLE, PAGE),
     *(f"{name}.png" for name in ("map", "queries", "clusters", "duplicates", "unusual", "inside")),
 )
 
@@ -136,8 +137,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError):
+        found = read_json(path)
+    except UserError:
         found = None
     whole = isinstance(found, dict) and isinstance(found.get("identity"), dict) and isinstance(found.get("chunk"), int)
     if not whole:

@@ -10,12 +10,8 @@ from ..checkpoints.files import write_atomically, write_json
 from ..data.labels import UNLABELLED
 from ..data.source import ImageSource
 from ..errors import UserError, first_line
-from .chunks import ABOUT, SMALL, Parts, read_about
+from .chunks import ABOUT, FEATURES, PIXELS, ROWS, SMALL, TABLE, UNREADABLE, Parts, read_about
 
-FEATURES, TABLE, PIXELS, ROWS, UNREADABLE = (
-    *("features.npy", "features.parquet", "pixels.npy", "rows.npy"),
-    "unreadable.txt",
-)
 GROUP = 2048  # rows that are written together
 
 

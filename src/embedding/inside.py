@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,3 +93,10 @@ def as_colours(maps_nChw: Tensor) -> np.ndarray:
     levels = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1) * 255
     found: np.ndarray = levels.round().byte().reshape(n, h, w, 3).cpu().numpy()
     return found
+
+
+def as_heat(weights_hw: Tensor) -> np.ndarray:
+    """(h, w) -> (h, w, 3) uint8, from dark to bright."""
+    values = weights_hw.cpu().numpy()
+    values = (values - values.min()) / max(float(values.max() - values.min()), 1e-12)
+    return (colormaps["inferno"](values)[..., :3] * 255).round().astype(np.uint8)

@@ -20,38 +20,43 @@ from ..engine.diagnostics import rankme
 from ..errors import UserError
 from ..evaluation.unlabelled import Looked
 from ..parallel import collectives
-from ..plots import in_plane, shown
+from ..plots import PLANES, in_plane, shown
+from ..settings import setting
+from .chunks import PAGE
 from .files import Embedding, as_utf8
-from .inside import as_colours, attention_of_heads, last_map
-from .neighbours import NEIGHBOURS, Clusters, cluster, most_unusual, near_duplicates, nearest
+from .inside import as_colours, as_heat, attention_of_heads, last_map
+from .neighbours import NEIGHBOURS, Clusters, cluster, most_unusual, near_duplicates, nearest, unit_rows
 from .page import data_uri, write_page
 from .sheets import THUMBNAIL, Row, scatter, sheet, thumbnail
 
 QUERIES, UNUSUAL, PER_CLUSTER, GROUPS, PER_GROUP, HEADS = 8, 24, 16, 24, 8, 12
-PAGE = "index.html"
 _PLANES = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
 LEAST = 5  # images: fewer have no neighbours to speak of
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is drawn.
+class PageSettings:
+    """Page"""
 
-    Attributes:
-        compared: largest C, evenly spread.
-        on_page: largest number of evenly spread images on the page; those of the rows come in addition.
-        clusters: how many.
-        queries: names of images whose neighbours are shown first; none takes one of each of the largest clusters.
-        projection: one of :data:`src.plots.PLANES`.
-        seed: of the clusters and the map.
-    """
-
-    compared: int
-    on_page: int
-    clusters: int
-    queries: tuple[str, ...]
-    projection: str
-    seed: int
+    page: bool = setting(True, "draw the pictures and index.html; false: features only")
+    projection: str = setting("tsne", "how the map is made; umap needs umap-learn", choices=tuple(PLANES))
+    clusters: int = setting(12, "number of k-means clusters that are shown", at_least=2, at_most=1000)
+    queries: tuple[str, ...] = setting(
+        (), "images whose neighbours are shown first, by their path in the folder; default: one of each large cluster",
+        empty=True,
+    )  # fmt: skip
+    page_images: int = setting(
+        1500,
+        "images on the map, evenly spread over the folder, beside those that the rows show",
+        at_least=5,
+        at_most=20000,
+    )
+    compared_images: int = setting(
+        20000,
+        "images among which neighbours, clusters, near-duplicates and unusual ones are looked for, evenly spread",
+        at_least=5,
+        at_most=1e6,
+    )
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,20 @@ class Found:
         return list(dict.fromkeys(found))
 
 
-def find(embedding: Embedding, images: ImageSource, wanted: Wanted, device: torch.device) -> Found:
+def find(embedding: Embedding, images: ImageSource, wanted: PageSettings, seed: int, device: torch.device) -> Found:
     """Compares; raises UserError for too few images, features that are not finite, and queries that are not there."""
     rows = np.arange(len(embedding))
     if len(rows) < LEAST:
         raise UserError(f"a page needs {LEAST} images, and there are {len(rows)}: --page false goes without one")
-    if len(rows) > wanted.compared:
-        rows = np.arange(wanted.compared) * len(rows) // wanted.compared
+    if len(rows) > wanted.compared_images:
+        rows = np.arange(wanted.compared_images) * len(rows) // wanted.compared_images
     asked = [_row_of(name, embedding, images) for name in wanted.queries]
     rows = np.union1d(rows, np.array(asked, dtype=np.int64)) if asked else rows
     features = np.asarray(embedding.features[rows], dtype=np.float32)
     if not np.isfinite(features).all():
         raise UserError("the network gives features that are not finite")
     similarities, neighbours = nearest(torch.from_numpy(features).to(device), NEIGHBOURS)
-    clusters = cluster(features, wanted.clusters, wanted.seed)
+    clusters = cluster(features, wanted.clusters, seed)
     told = neighbours.cpu().numpy()
     return Found(
         rows,
@@ -155,34 +160,35 @@ def read_pictures(
 def look(
     looked: Looked,
     embedding: Embedding,
-    wanted: Wanted,
+    wanted: PageSettings,
     folder: Path,
     *,
     title: str,
+    seed: int,
     batch_size: int,
     workers: int,
 ) -> dict[str, Any]:
     """Writes the pictures and ``index.html``; returns what it says of the images, by name."""
-    found = find(embedding, looked.images, wanted, looked.prepare.device)
+    found = find(embedding, looked.images, wanted, seed, looked.prepare.device)
     count = len(found.rows)
-    spread = np.arange(min(wanted.on_page, count)) * count // min(wanted.on_page, count)
+    spread = np.arange(min(wanted.page_images, count)) * count // min(wanted.page_images, count)
     on_page = np.union1d(spread, np.array(found.on_rows))
     at = {int(number): place for place, number in enumerate(on_page)}
     indices = embedding.rows[found.rows[on_page]]
     pictures = read_pictures(looked, indices, [at[query] for query in found.queries], batch_size, workers)
     similarity, beside = nearest(torch.from_numpy(found.features[on_page]), NEIGHBOURS)
-    points = in_plane(_unit(found.features[on_page]), wanted.projection, wanted.seed)
+    points = in_plane(unit_rows(found.features[on_page]), wanted.projection, seed)
+    low, high = points.min(axis=0), points.max(axis=0)
+    places = (points - low) / np.maximum(high - low, 1e-12)
     groups = found.clusters.labels[on_page]
     thumbnails = pictures.thumbnails
-    scatter(points, thumbnails, groups, folder / "map.png")
+    scatter(places, thumbnails, groups, folder / "map.png")
     sections = _sections(found, at)
     for name, content in sections.items():
         rows = [Row(r["title"], thumbnails[r["images"]], r["captions"]) for r in content["rows"]]
         _write_or_remove(folder / f"{name}.png", lambda path, rows=rows: sheet(rows, path), bool(rows))
     inside = _inside(looked, pictures.crops, folder)
     facts = _facts(looked, embedding, found)
-    low, high = points.min(axis=0), points.max(axis=0)
-    places = (points - low) / np.maximum(high - low, 1e-12)
     compared = f"all {count:,}" if count == len(embedding) else f"{count:,} of {len(embedding):,}, evenly spread"
     content = {
         "title": title,
@@ -212,10 +218,6 @@ def _write_or_remove(path: Path, write: Any, wanted: bool) -> None:
         write(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _images(count: int) -> str:
@@ -326,7 +328,7 @@ def _inside(looked: Looked, crops: torch.Tensor, folder: Path) -> dict[str, Any]
     h, w = colours.shape[1:3]
     rows = []
     for number, crop in enumerate(crops):
-        heads = [] if attention is None else [_heat(head) for head in attention[number][:HEADS]]
+        heads = [] if attention is None else [as_heat(head) for head in attention[number][:HEADS]]
         captions = ["image", f"{h} x {w}", *(f"head {n + 1}" for n in range(len(heads)))]
         rows.append(Row("", [thumbnail(shown(crop)), colours[number], *heads], captions))
     sheet(rows, path)
@@ -338,12 +340,3 @@ def _inside(looked: Looked, crops: torch.Tensor, folder: Path) -> dict[str, Any]
     words += "; and how much each head of the last block looks where." if attention is not None else "."
     with Image.open(path) as picture:
         return {"words": words, "pictures": [{"source": data_uri(picture.convert("RGB")), "alt": words}]}
-
-
-def _heat(weights: torch.Tensor) -> np.ndarray:
-    """(h, w) -> (h, w, 3) uint8, from dark to bright."""
-    from matplotlib import colormaps
-
-    values = weights.cpu().numpy()
-    values = (values - values.min()) / max(float(values.max() - values.min()), 1e-12)
-    return (colormaps["inferno"](values)[..., :3] * 255).round().astype(np.uint8)

@@ -105,11 +105,16 @@ class Clusters:
     order: list[np.ndarray]
 
 
+def unit_rows(features_NF: np.ndarray) -> np.ndarray:
+    """The same directions with length 1."""
+    return features_NF / np.maximum(np.linalg.norm(features_NF, axis=1, keepdims=True), 1e-12)
+
+
 def cluster(features_NF: np.ndarray, count: int, seed: int) -> Clusters:
     """scikit-learn's k-means, the best of three starts; fewer clusters where there are fewer images."""
     from sklearn.cluster import KMeans  # slow to import
 
-    unit = features_NF / np.maximum(np.linalg.norm(features_NF, axis=1, keepdims=True), 1e-12)
+    unit = unit_rows(features_NF)
     distinct = len(np.unique(unit.round(5), axis=0))
     fitted = KMeans(min(count, distinct), n_init=3, random_state=seed).fit(unit)
     sizes = np.bincount(fitted.labels_, minlength=fitted.n_clusters)

@@ -63,18 +63,17 @@ def save(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda file: image.save(file, "PNG", optimize=True))
 
 
-def scatter(points: np.ndarray, thumbnails: np.ndarray, groups: np.ndarray, path: Path, side: int = 1200) -> None:
+def scatter(places: np.ndarray, thumbnails: np.ndarray, groups: np.ndarray, path: Path, side: int = 1200) -> None:
     """Writes a PNG of a map: a thumbnail where there is room for one, and a dot for every other image.
 
     Args:
-        points: (P, 2).
+        places: (P, 2) in the unit square, the second upwards.
         thumbnails: (P, s, s, 3) uint8.
         groups: (P,), which colour each has.
         side: of the picture in pixels.
     """
     size = side // 40
-    low, high = points.min(axis=0), points.max(axis=0)
-    places = (points - low) / np.maximum(high - low, 1e-12) * (side - 2 * size) + size
+    places = places * (side - 2 * size) + size
     places[:, 1] = side - places[:, 1]
     canvas = Image.new("RGB", (side, side), _PAPER)
     draw = ImageDraw.Draw(canvas)

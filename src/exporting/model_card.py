@@ -1,15 +1,15 @@
 """A model card: what a network was trained on, how, and what it reached, from the files of its run."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoints.files import write_atomically
+from ..checkpoints.files import read_json, write_atomically
 from ..checkpoints.identity import NEUTRAL_SETTINGS
 from ..data.splits import name_of_data
 from ..engine.monitor import number, read_log
+from ..errors import UserError
 from ..models.pretrained import Pretrained
 
 _PAPERS = {
@@ -171,7 +171,7 @@ def _is_about(content: Mapping[str, Any], checkpoint: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; nothing where there is none that can be read."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except UserError:
         return {}
     return content if isinstance(content, dict) else {}

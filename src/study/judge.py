@@ -1,6 +1,5 @@
 """What a run of a study reached: with labels, without, and at what cost."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..checkpoints.files import write_atomically, write_json
+from ..checkpoints.files import read_json, write_atomically, write_json
 from ..data.loading import loader_of
 from ..data.source import ImageSource
 from ..data.to_device import ToDevice
@@ -104,7 +103,7 @@ def cost_of(folder: Path) -> dict[str, float | None]:
     rates = [record["images_per_second"] for record in records if record.get("images_per_second")]
     rates = rates[1:] or rates  # the first one holds the start
     memory = [record["peak_memory_gb"] for record in records if record.get("peak_memory_gb")]
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = read_json(folder / "settings.json")
     rate = float(np.median(rates)) if rates else None
     batch = settings["derived"]["batch_size"] * settings["world_size"]
     steps = records[-1]["step"] + 1 if records else 0

@@ -72,7 +72,7 @@ def write_report(folder: Path, plan: Plan, command: str) -> str:
     text = "\n".join(lines)
     write_atomically(folder / "study.md", lambda file: file.write(text.encode(errors="backslashreplace")))
     write_json(folder / "study.json", _numbers(methods, tested))
-    draw(methods, order, has_labels, folder / "study.png")
+    draw(methods, order, _main(has_labels), folder / "study.png")
     return text
 
 

@@ -17,9 +17,8 @@ from .plan import RANDOM
 from .statistics import interval
 
 
-def draw(methods: Mapping[str, Method], order: list[str], has_labels: bool, path: Path) -> None:
-    """Intervals over seeds with the runs as points, and the mean curves."""
-    name = "knn" if has_labels else "rankme"
+def draw(methods: Mapping[str, Method], order: list[str], name: str, path: Path) -> None:
+    """Intervals over seeds of ``knn`` or ``rankme`` with the runs as points, and the mean curves."""
     title = {"knn": "10-NN on the test images, %", "rankme": "RankMe"}[name]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.5 + 0.32 * len(order)))
     shown = [one for one in order if methods[one].values(name)]

@@ -1,13 +1,12 @@
 """The runs of a study, what each waits for, and how far they are: all of it is told by files, so that any number of
 processes on any number of machines can share the work, and go on after a kill."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.files import write_json
+from ..checkpoints.files import read_json, write_json
 from ..errors import UserError
 from .judge import JUDGED
 
@@ -72,9 +71,9 @@ class Task:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; raises UserError for a file that holds none."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}; remove it, and the study makes it again") from None
+        content = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; remove it, and the study makes it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not what a study writes; remove it, and the study makes it again")
     return content

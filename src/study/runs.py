@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..models.backbones import feature_width
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
 from .images import StudyImages
-from .judge import JUDGED, Judge, cost_of
+from .judge import JUDGED, NEIGHBOURS, Judge, cost_of
 from .plan import RANDOM, Task
 from .recipes import DISTILLED, TEACHER, Scale, require_batches, words_of
 from .settings import Settings
@@ -145,7 +145,7 @@ class Plan:
         every = max(1, epochs // POINTS)
         words: list[object] = ["--scores_freq", every, "--scores_images", min(400, self.settings.study.scored_images)]
         if self.images.is_tested_beside:
-            k = min(10, len(self.images.train))
+            k = min(NEIGHBOURS, len(self.images.train))
             words += ["--knn_freq", every, "--knn_k", k, "--knn_train_images", 5000, "--knn_rule", "weighted"]
         return [str(word) for word in words]
 

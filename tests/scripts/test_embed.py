@@ -91,16 +91,21 @@ def test_the_files_hold_what_the_network_gives(one, patches):
         assert np.allclose(backbone(shown[None])[0].numpy(), features[40], atol=1e-4)
 
 
-def test_a_killed_one_goes_on_and_ends_the_same(one, patches, tmp_path, monkeypatch, capsys):
-    words = [patches / "train", *SMALL, "--dump_path", tmp_path / "two"]
+def die_at_the_second_chunk(monkeypatch):
     write = chunks.Parts.write
 
-    def fails_at_the_second(self, number, chunk):
+    def dies(self, number, chunk):
         if number:
             raise KeyboardInterrupt
         write(self, number, chunk)
 
-    monkeypatch.setattr(chunks.Parts, "write", fails_at_the_second)
+    monkeypatch.setattr(chunks.Parts, "write", dies)
+
+
+def test_a_killed_one_goes_on_and_ends_the_same(one, patches, tmp_path, monkeypatch, capsys):
+    words = [patches / "train", *SMALL, "--dump_path", tmp_path / "two"]
+    write = chunks.Parts.write
+    die_at_the_second_chunk(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         embedded(*words)
     assert [path.name for path in (tmp_path / "two" / "parts").iterdir()] == ["000000.pt"]
@@ -168,14 +173,7 @@ def test_overwriting_goes_on_after_a_kill(one, patches, tmp_path, monkeypatch, c
     folder = tmp_path / "one"
     shutil.copytree(one, folder)
     words = [patches / "train", *SMALL, "--dump_path", folder, "--page", "false", "--seed", 32, "--overwrite"]
-    write = chunks.Parts.write
-
-    def fails_at_the_second(self, number, chunk):
-        if number:
-            raise KeyboardInterrupt
-        write(self, number, chunk)
-
-    monkeypatch.setattr(chunks.Parts, "write", fails_at_the_second)
+    die_at_the_second_chunk(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         embedded(*words)
     assert not (folder / "features.npy").exists()

@@ -37,7 +37,6 @@ class TwistViewSettings:
     blur: float | None = setting(
         None, "probability of a blur in every view; 0 suits small images. Default: each view's own", at_least=0, at_most=1
     )
-
     solarize: float = setting(0.2, "probability of solarisation in the second view", at_least=0, at_most=1)
 
     @property

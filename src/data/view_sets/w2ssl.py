@@ -35,7 +35,6 @@ class W2SSLViewSettings:
     blur: tuple[float, float] = setting(
         (1.0, 0.1), "probability of a blur in each view; default: 1 0.1 (2x2: 0.5 0.1)", at_least=0, at_most=1
     )
-
     solarize: float = setting(0.2, "probability of solarisation in the second view", at_least=0, at_most=1)
 
     def views(self) -> list[PartView]:
