@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --disable-pip-version-check --quiet
 EPOCHS ?= 12
 SEEDS ?= 5
-STUDY_EPOCHS ?= 6
+STUDY_EPOCHS ?= 4
 METHODS ?=
 
 .PHONY: quickstart study test slow lint detectron2 clean
@@ -15,7 +15,7 @@ quickstart: .venv/installed
 study: .venv/installed
 	.venv/bin/python scripts/cut_patches.py
 	.venv/bin/python study.py data/patches $(if $(METHODS),--methods $(METHODS)) --seeds $(SEEDS) --epochs $(STUDY_EPOCHS) \
-		--arch resnet18 --width 0.25 --size 32 --area 0.15 0.6 --jitter 0.5 --grayscale 0 --at_once 2
+		--arch resnet18 --width 0.125 --size 32 --area 0.15 0.6 --jitter 0.5 --grayscale 0 --scored_images 300 --at_once 2
 
 test: .venv/installed
 	.venv/bin/python -m pytest -m "not slow" -n 2

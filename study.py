@@ -88,6 +88,13 @@ def stand_alone(own: StudySettings, device: str) -> None:
         raise UserError(f"--at_once {own.at_once} takes the GPUs in turn: leave out --device {device}")
 
 
+def share_cores(at_once: int) -> None:
+    """Gives each of so many processes on this machine, and the trainings that it starts, its part of the cores."""
+    each = max(1, len(os.sched_getaffinity(0)) // at_once)
+    if os.environ.setdefault("OMP_NUM_THREADS", str(each)) == str(each):
+        torch.set_num_threads(each)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     call = SCRIPT.parse(argv)
     settings = call.settings
@@ -95,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     methods = methods_of(own)
     stand_alone(own, settings.device.device)
     world = launch.start(settings.device.device, settings.device.dist_url)
+    if world.device.type == "cpu" and own.at_once > 1:
+        share_cores(own.at_once)
     require_writable(folder)
     channels = settings.network.channels
     require_size(settings.network.spec.build(), settings.views.size, channels)
