@@ -89,9 +89,10 @@ def stand_alone(own: StudySettings, device: str) -> None:
 
 
 def share_cores(at_once: int) -> None:
-    """Gives each of so many processes on this machine, and the trainings that it starts, its part of the cores."""
-    each = max(1, len(os.sched_getaffinity(0)) // at_once)
-    if os.environ.setdefault("OMP_NUM_THREADS", str(each)) == str(each):
+    """Gives each of so many processes, and the trainings that it starts, its part of the cores."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        each = max(1, torch.get_num_threads() // at_once)
+        os.environ["OMP_NUM_THREADS"] = str(each)
         torch.set_num_threads(each)
 
 

@@ -50,6 +50,8 @@ srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 \
     bash -c "$around_torchrun" launch "${torchrun[@]}" "$@" || code=$?
 if [ $code -eq 138 ]; then
     echo "stopped before the time limit; back into the queue"
-    scontrol requeue "$SLURM_JOB_ID"
+    # an array's last task bears the number of the whole array
+    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    scontrol requeue "${job:-$SLURM_JOB_ID}"
 fi
 exit $code

@@ -29,6 +29,8 @@ while kill -0 $child 2>/dev/null; do  # a signal ends "wait", not the study
 done
 wait $child || code=$?
 if [ "$code" = 138 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    # an array's last task bears the number of the whole array
+    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    scontrol requeue "${job:-$SLURM_JOB_ID}"
 fi
 exit "$code"

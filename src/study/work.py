@@ -51,7 +51,7 @@ def work(tasks: Sequence[Task], claims: Path, judge: Callable[[Task], str], say:
         judge: judges a run that is trained, and says what it reached.
         say: told what is going on.
     """
-    began, done = time.monotonic(), 0
+    began, before = time.monotonic(), sum(task.is_over for task in tasks)
     while not all(task.is_over for task in tasks):
         is_idle = True
         for task in tasks:
@@ -62,10 +62,9 @@ def work(tasks: Sequence[Task], claims: Path, judge: Callable[[Task], str], say:
                     continue
                 is_idle = False
                 _do(task, judge, say)
-                done += 1
                 over = sum(one.is_over for one in tasks)
-                left = (time.monotonic() - began) / done * (len(tasks) - over)
-                say(f"{over} of {len(tasks)} runs are over; about {duration(left)} left for this process alone")
+                left = (time.monotonic() - began) / max(1, over - before) * (len(tasks) - over)
+                say(f"{over} of {len(tasks)} runs are over; about {duration(left)} left")
         if is_idle:
             time.sleep(PAUSE)
 
