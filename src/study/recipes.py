@@ -8,7 +8,8 @@
   Adam's times its square root. ``rate`` multiplies them.
 * A tenth of the epochs is warm-up (at least one where there are two or more), then a cosine, where a method has these.
 * Hidden layers have twice the backbone's features; embeddings half of them, or (joint-embedding methods) twice. INTL's
-  are at least twice the batch, since it whitens the batch over them; W-MSE's are half of what it whitens together.
+  are at least twice the batch, since it whitens the batch over them, and each group of CW-RGP's at least twice what is
+  whitened together; W-MSE's are half of what it whitens together.
 * Momentum copies have their paper's momentum, or in short runs 1 - 5 / steps, so that they keep up.
 * Clusters and prototypes: one for 42 images, at least 10 and at most 3000.
 * Queues hold the images of as many whole batches as there are in the data, up to 65,536.
@@ -157,7 +158,9 @@ def _divisor(number: int, at_most: int) -> int:
 
 
 def _cwrgp(s: Scale, views: int) -> Words:
-    return _whitened(s, "cwrgp", "--w_size", _divisor(s.batch, 64), "--group", 2, views=views)
+    together, groups = _divisor(s.batch, 64), 2
+    emb = max(2 * s.width, 2 * groups * together)
+    return _whitened(s, "cwrgp", "--w_size", together, "--group", groups, "--emb", emb, views=views)
 
 
 def _wmse(s: Scale) -> Words:
@@ -165,11 +168,11 @@ def _wmse(s: Scale) -> Words:
     return _whitened(s, "wmse", "--axis", 1, "--w_size", together, "--emb", max(2, together // 2))
 
 
-def _moco(s: Scale, *more: object) -> Words:
+def _moco(s: Scale, *more: object, lr: float = 0.06) -> Words:
     views = ["--aug_plus", "--crop_size", s.size, "--crop_scale", *s.area]
     colours = ["--jitter_strength", min(1.25, s.jitter), "--grayscale", s.grayscale, "--blur", s.blur]
     head = ["--mlp", "--moco_t", 0.2, "--hidden", 2 * s.width, "--moco_k", s.queue, "--moco_m", s.momentum(0.999)]
-    course = ["--batch_size", s.batch, "--bn_parts", 4, "--cos", "--lr", s.lr(0.06)]
+    course = ["--batch_size", s.batch, "--bn_parts", 4, "--cos", "--lr", s.lr(lr)]
     return ["main_disco.py", *views, *colours, *head, *course, *more]
 
 
@@ -185,7 +188,7 @@ def _w2ssl(s: Scale) -> Words:
         s.grayscale,
     ]
     head = ["--moco_mlp_dim", 4 * s.width, "--crop_proj_dim", s.width, "--loss_crop", 1.0]
-    course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.lr_for_256(0.3)]
+    course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.lr_for_256(0.9)]
     course += ["--moco_m_cos", "--moco_m", s.momentum(0.99)]
     return ["main_w2ssl.py", *views, "--solarize", 0, "--blur", s.blur, s.blur, *head, *course]
 
@@ -217,7 +220,8 @@ RECIPES: dict[str, Callable[[Scale], Words]] = {
     "vicreg": lambda s: _joint(s, "vicreg"),
     "zero_icl": lambda s: _joint(s, "zero_icl"),
     "moco": _moco,
-    "disco": lambda s: _moco(s, "--teacher", s.teacher, "--distill_norm", "ref32"),
+    # the distilled term weighs 32 times as much, and at MoCo's rate it ends the network in its first steps
+    "disco": lambda s: _moco(s, "--teacher", s.teacher, "--distill_norm", "ref32", lr=0.015),
     "w2ssl": _w2ssl,
     "dino": _dino,
 }
