@@ -5,17 +5,19 @@ EPOCHS ?= 12
 SEEDS ?= 5
 STUDY_EPOCHS ?= 4
 METHODS ?=
+STUDY ?= studies/patches
 
 .PHONY: quickstart study test slow lint detectron2 clean
 
 quickstart: .venv/installed
 	.venv/bin/python scripts/quickstart.py --epochs $(EPOCHS)
 
-# The tables of docs/results.md for the photographs; METHODS, SEEDS and EPOCHS make it shorter
+# The study of the photographs in docs/results.md; METHODS, SEEDS and STUDY_EPOCHS make it shorter
 study: .venv/installed
 	.venv/bin/python scripts/cut_patches.py
 	.venv/bin/python study.py data/patches $(if $(METHODS),--methods $(METHODS)) --seeds $(SEEDS) --epochs $(STUDY_EPOCHS) \
-		--arch resnet18 --width 0.125 --size 32 --area 0.15 0.6 --jitter 0.5 --grayscale 0 --scored_images 300 --at_once 2
+		--arch resnet18 --width 0.125 --size 32 --area 0.15 0.6 --jitter 0.5 --grayscale 0 --scored_images 300 --at_once 2 \
+		--dump_path $(STUDY)
 
 test: .venv/installed
 	.venv/bin/python -m pytest -m "not slow" -n 2

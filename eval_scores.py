@@ -14,7 +14,7 @@ from src.data.datasets import EvaluationDataSettings
 from src.data.source import evenly_spread
 from src.engine.monitor import finite_or_none, number
 from src.errors import UserError
-from src.evaluation.score_trust import TRUST
+from src.evaluation.score_trust import MEASURED, in_words
 from src.evaluation.scores import SCORES, VIEWS, features_of_views, scores_of
 from src.evaluation.subject import EvaluationSettings, open_weights
 from src.evaluation.unlabelled import LookedDataSettings, open_looked
@@ -64,13 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if world.is_main:
         scores = scores_of(features, settings.judged.seed)
         print(f"{looked.description}; {len(features)} images, the centre and {VIEWS} random views of each")
-        print("trust: the rank correlation with kNN accuracy on the photographs of data/, and its 95 % interval")
-        print(f"{'score':<20}{'value':>9}  {'better':<7}  trust")
+        print("trust: the rank correlation with 10-NN accuracy over the methods of a study, and its 95 % interval")
+        print(f"{'score':<20}{'value':>9}  {'better':<7}", *(f"  trust on {data}" for data in MEASURED), sep="")
         for score in SCORES:
-            trust = TRUST[score.name]
             value = scores[score.name]
             shown = number(value) if math.isfinite(value) else "none"
-            print(f"{score.title:<20}{shown:>9}  {score.better:<7}  {trust.in_words(score.sign)}")
+            trusts = (
+                f"  {in_words(one[score.name].across):<{len(f'trust on {data}')}}" for data, one in MEASURED.items()
+            )
+            print(f"{score.title:<20}{shown:>9}  {score.better:<7}", *trusts, sep="")
         content = {
             "what": looked.description,
             "data_path": settings.data.data_path,

@@ -12,7 +12,9 @@ linear classification and NMI, and in any case by scores without labels. The rul
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from src import cli
 from src.checkpoints.files import require_writable, write_json
@@ -26,7 +28,7 @@ from src.study.judge import Judge
 from src.study.page import write_report
 from src.study.plan import read_object
 from src.study.recipes import DISTILLED, RECIPES, TEACHER
-from src.study.runs import plan_of
+from src.study.runs import plan_of, precision_of
 from src.study.settings import Settings, StudySettings
 from src.study.work import orderly_end, start_more, work
 
@@ -50,7 +52,7 @@ def methods_of(own: StudySettings) -> list[str]:
     return sorted(methods, key=lambda method: method == DISTILLED)  # after its teacher
 
 
-def require_same_study(folder: Path, settings: Settings, images: StudyImages) -> None:
+def require_same_study(folder: Path, settings: Settings, images: StudyImages, precision: str) -> None:
     """Raises UserError where the folder holds a study of other images, networks, views or lengths; methods and seeds
     may be added."""
     own = settings.study
@@ -59,6 +61,7 @@ def require_same_study(folder: Path, settings: Settings, images: StudyImages) ->
         **vars(settings.views),
         **{name: getattr(own, name) for name in ("epochs", "minutes", "batch_size", "judged_images", "scored_images")},
         "rates": list(own.rates),
+        "precision": precision,
         "mean": list(images.mean),
         "std": list(images.std),
         "exif_orientation": images.train.decoding.exif_orientation,
@@ -101,38 +104,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = call.settings
     own, folder = settings.study, Path(settings.study.dump_path).absolute()
     methods = methods_of(own)
+    is_requeued, is_in_array = os.environ.get("SLURM_RESTART_COUNT", "0") != "0", "SLURM_ARRAY_TASK_ID" in os.environ
     stand_alone(own, settings.device.device)
     world = launch.start(settings.device.device, settings.device.dist_url)
-    if world.device.type == "cpu" and own.at_once > 1:
+    if own.at_once > 1:
         share_cores(own.at_once)
-    require_writable(folder)
     channels = settings.network.channels
     require_size(settings.network.spec.build(), settings.views.size, channels)
     images = open_study_images(settings.data, channels, folder, own.judged_images, own.scored_images)
-    require_same_study(folder, settings, images)
     view, workers = settings.views.shown, settings.data.workers
     judge = Judge(images.learnt, images.test, images.scored, view, images.mean, images.std, world.device, workers)
     plan = plan_of(settings, methods, images, folder, judge)
-    if own.retry:
+    if own.dry_run:
+        for task in plan.tasks:
+            print(f"{task.name}:", *(["random weights"] if task.command is None else map(quote, task.command())))
+        return 0
+    require_writable(folder)
+    require_same_study(folder, settings, images, precision_of(world.device))
+    if own.retry and not is_requeued:
         for task in plan.tasks:
             task.forget_failure()
-    say = _silent if own.silent else _said
-    say(f"{len(plan.tasks)} runs: {', '.join(methods)}; seeds {own.first_seed} to {own.first_seed + own.seeds - 1}")
-    call.tell_unread()
+    if not own.helper:
+        call.tell_unread()
+        say(images.words)
+        say(f"{len(plan.tasks)} runs: {', '.join(methods)}; seeds {own.first_seed} to {own.first_seed + own.seeds - 1}")
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--retry"]
     with orderly_end(), start_more(own.at_once, words, torch.cuda.device_count()):
-        work(plan.tasks, folder / "claims", plan.judge, say)
-    if not own.silent:
+        work(
+            plan.tasks,
+            folder / "claims",
+            plan.judge,
+            say,
+            leaves=own.helper or is_in_array,
+            look=(lambda: None) if own.helper else partial(write_report, folder, plan, call.command),
+        )
+    if own.helper:
+        return 0
+    if all(task.is_over for task in plan.tasks):
         print(write_report(folder, plan, call.command))
+    else:
+        say("other processes are at the last runs, and write the page")
     return 0
 
 
-def _said(line: str) -> None:
+def say(line: str) -> None:
     print(line, flush=True)
-
-
-def _silent(line: str) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
     python study.py data/patches --methods moco simclr --seeds 24 --epochs 3 ... --dump_path studies/noise
     python benchmarks/study_noise.py studies/noise
+    python benchmarks/study_noise.py --simulate
 
 A/A studies compare a method with itself: some seeds of it under one name, and others under further names. Every "real"
 among them is wrong, and about 5 of 100 may be. The plain paired bootstrap (seeds and test images are drawn again,
 percentiles, Bonferroni's correction for all pairs) is measured beside what a study does. Studies are resampled from the
 same runs, so they overlap, and the shares are known less well than so many studies of their own would tell.
+--simulate draws studies of equal methods by chance, also of many methods, and of one whose seeds differ more than the
+others'.
 """
 
 import itertools
@@ -27,13 +30,15 @@ from src.study.statistics import differences
 import numpy as np
 
 DRAWS = 1000
+IMAGES = 500
 
 
 @dataclass(frozen=True)
 class Settings:
     """Noise of studies"""
 
-    study: str = setting("", "folder of a study of two methods or more with many seeds", required=True)
+    study: str = setting("", "folder of a study of two methods or more with many seeds")
+    simulate: bool = setting(False, "draw studies by chance instead", switch=True)
     seeds: int = setting(5, "seeds of a method in each resampled study", at_least=2, at_most=100)
     studies: int = setting(1000, "resampled studies", at_least=10, at_most=1e6)
     measure: str = setting("knn", "what is compared", choices=["knn", "linear"])
@@ -104,8 +109,32 @@ def worth_of_pairing(first: np.ndarray, second: np.ndarray, own: Settings, gener
         print(f"  without pairs of {name} the error is {middle:.2f} times as large (quartiles {low:.2f} to {high:.2f})")
 
 
+def simulated(own: Settings, methods: int, times: float, generator: np.random.Generator) -> float:
+    """Percent of studies of equal methods that call any difference real. Seeds differ by about a percent; those of one
+    method ``times`` as much. What a method finds easy is partly its own."""
+    called = 0
+    for _ in range(own.studies):
+        easy = generator.normal(0, 1.2, IMAGES)
+        right = {}
+        for number in range(methods):
+            of_seeds = generator.normal(0, 0.05 * (times if number == 0 else 1), (own.seeds, 1))
+            worth = easy + generator.normal(0, 1, (1, IMAGES)) + of_seeds
+            right[str(number)] = dict(enumerate(generator.uniform(size=(own.seeds, IMAGES)) < 1 / (1 + np.exp(-worth))))
+        called += any(one.is_real for one in differences(right).values())
+    return 100 * called / own.studies
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     own = SCRIPT.parse(argv).settings
+    if own.simulate:
+        print(f"percent of {own.studies} studies of equal methods with {own.seeds} seeds that call any difference real")
+        for methods in (2, 6, 20):
+            for times in (1, 4, 8):
+                share = simulated(own, methods, times, np.random.default_rng(0))
+                print(f"  {methods} methods, seeds of one differ {times} times as much: {share:.1f} %", flush=True)
+        return 0
+    if not own.study:
+        raise UserError("which study? Give its folder, or --simulate")
     right = right_of(Path(own.study), own.measure)
     generator = np.random.default_rng(0)
     total = min(len(rows) for rows in right.values())

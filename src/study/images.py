@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.datasets import IMAGENET_MEAN, IMAGENET_STD, EvaluationDataSettings, check_channels, open_images, usual
+from ..data.datasets import IMAGENET_MEAN, IMAGENET_STD, check_channels, open_images, usual
 from ..data.decoding import Decoding
 from ..data.labels import UNLABELLED
 from ..data.source import ImageSource, Subset, as_classes_of, evenly_spread, labelled
 from ..data.splits import TRAINING, find_training, find_val_beside, is_own
 from ..errors import UserError
+from .settings import StudyDataSettings
 
-HELD_OUT = 5  # without test images, one of so many of a class is one: trained on, but no neighbour
+HELD_OUT = 5  # without test images, one of so many of a class is held out: trained on, but no neighbour
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class StudyImages:
         train: all that is trained on; ``path`` is where they lie.
         learnt, test: labelled ones for classifiers to learn from, and to be judged by; None without labels.
         scored: for the scores without labels.
-        tuned: as ``learnt`` and ``test``, of ``learnt`` alone, to choose rates by; ``seen`` as ``scored``.
+        seen: as ``scored``, of the training images.
         is_tested_beside: whether test images are a folder of their own.
         mean, std: of the channels.
         words: one line that says what they are.
@@ -34,18 +35,19 @@ class StudyImages:
     learnt: ImageSource | None
     test: ImageSource | None
     scored: ImageSource
-    tuned: tuple[ImageSource | None, ImageSource | None]
     seen: ImageSource
     is_tested_beside: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
     words: str
 
+    def to_tune_by(self) -> tuple[ImageSource | None, ImageSource | None]:
+        """As ``learnt`` and ``test``, of ``learnt`` alone. Raises UserError where its classes are too small."""
+        return (None, None) if self.learnt is None else _held_out(self.learnt, "use one rate in --rates")
 
-def open_study_images(
-    data: EvaluationDataSettings, channels: int, folder: Path, judged: int, scored: int
-) -> StudyImages:
-    """Opens them; raises UserError where there are none."""
+
+def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judged: int, scored: int) -> StudyImages:
+    """Opens them; raises UserError where there are none, or too few of a class to be judged by."""
     mean, std = data.mean or usual(channels, IMAGENET_MEAN, 0.5), data.std or usual(channels, IMAGENET_STD, 0.25)
     check_channels(mean, std, channels)
     exif = True if data.exif_orientation is None else data.exif_orientation
@@ -62,17 +64,17 @@ def open_study_images(
     is_split = str(found) != str(data.data_path) or Path(path).name.lower() in TRAINING
     place = _beside(data.dataset, path) if is_split else None
     beside = open_images(data.dataset, place, "test", how) if place is not None else None
-    learnt, test = _labelled(train, beside)
-    tuned = (None, None) if learnt is None else _held_out(evenly_spread(learnt, judged))
+    learnt, test = _labelled(train, beside) if data.labels else (None, None)
     is_tested_beside = test is not None and beside is not None and _has_labels(beside)
     words = f"{len(train):,} training images"
     if learnt is not None and test is not None:
-        words += f" of {len(learnt.classes)} classes; {len(test):,} test images "
-        words += "of their own" if is_tested_beside else "among them, which are no neighbours of others"
+        first = ", ".join(learnt.classes[:3]) + (", ..." if len(learnt.classes) > 3 else "")
+        words += f" of {len(learnt.classes)} classes ({first}); {len(test):,} test images "
+        words += "of their own" if is_tested_beside else "among them, held out from the classifiers"
         learnt = evenly_spread(learnt, judged)
     looked = evenly_spread(train if beside is None else beside, scored)
     seen = evenly_spread(train, scored)
-    return StudyImages(path, train, learnt, test, looked, tuned, seen, is_tested_beside, mean, std, words)
+    return StudyImages(path, train, learnt, test, looked, seen, is_tested_beside, mean, std, words)
 
 
 def _beside(dataset: str, path: str) -> Path | None:
@@ -93,14 +95,19 @@ def _labelled(train: ImageSource, beside: ImageSource | None) -> tuple[ImageSour
         return None, None
     if beside is not None and _has_labels(beside):
         return labelled(train), as_classes_of(train, labelled(beside))
-    return _held_out(labelled(train))
+    return _held_out(labelled(train), "give test images (val beside train), or --labels false")
 
 
-def _held_out(images: ImageSource) -> tuple[ImageSource, ImageSource]:
-    """All but every HELD_OUT-th image of each class, and those, in an order that is drawn once for all."""
+def _held_out(images: ImageSource, otherwise: str) -> tuple[ImageSource, ImageSource]:
+    """All but every HELD_OUT-th image of each class, and those, in an order that is drawn once for all.
+
+    Raises UserError, which says what to do ``otherwise``, where no class has so many.
+    """
     labels = np.asarray(images.labels)
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # class by class
     starts = np.searchsorted(labels[order], labels[order])
     is_held = (np.arange(len(order)) - starts) % HELD_OUT == HELD_OUT - 1
+    if not is_held.any():
+        raise UserError(f"no class has {HELD_OUT} images, of which one could be held out to judge by: {otherwise}")
     return Subset(images, np.sort(order[~is_held])), Subset(images, np.sort(order[is_held]))

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,22 +14,34 @@ from ..engine.monitor import read_log
 from ..evaluation.scores import SCORES
 from ..surroundings import commit, versions
 from .judge import RIGHT
+from .label_free import agreement, most_trusted_score, numbers, recommendation, scores_in_words
 from .method import Method
 from .picture import draw
-from .plan import RANDOM
-from .recipes import TITLES
-from .runs import Plan
-from .statistics import SEEDS, Difference, Interval, interval, rank_correlation, to_the_best
+from .plan import RANDOM, Task
+from .recipes import DISTILLED, TITLES
+from .runs import RUNS, Plan
+from .statistics import SEEDS, Difference, differences, to_the_best
 
 LABELLED = {"knn": "10-NN, %", "linear": "linear, %", "nmi": "NMI, %"}
 MEASURES = ("knn", "linear")  # of which differences are tested
 
 
-def gather(plan: Plan) -> dict[str, Method]:
+def tasks_in(folder: Path, plan: Plan) -> dict[str, list[Task]]:
+    """The runs of a study's folder by method: those of the plan, and what earlier starts asked for."""
+    found = {method: list(tasks) for method, tasks in plan.runs.items()}
+    known = {task.name for tasks in found.values() for task in tasks}
+    for path in sorted((folder / RUNS).glob("*-*")):
+        method, _, seed = path.name.rpartition("-")
+        if path.name not in known and seed.isdigit() and method in (*TITLES, RANDOM):
+            found.setdefault(method, []).append(Task(path.name, RUNS, method, int(seed), path, None))
+    return {method: sorted(tasks, key=lambda task: task.seed) for method, tasks in found.items()}
+
+
+def gather(folder: Path, plan: Plan) -> dict[str, Method]:
     """Reads what all runs left behind; runs that are not over are left out."""
     found = {}
     files: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for method, tasks in plan.runs.items():
+    for method, tasks in tasks_in(folder, plan).items():
         one = found[method] = Method(TITLES.get(method, "random weights"))
         for task in tasks:
             if task.has_failed:
@@ -55,41 +67,51 @@ def gather(plan: Plan) -> dict[str, Method]:
 
 def write_report(folder: Path, plan: Plan, command: str) -> str:
     """Writes ``study.md``, ``study.png`` and ``study.json``; returns the first."""
-    methods = gather(plan)
+    methods = gather(folder, plan)
     has_labels = plan.images.test is not None
-    order = sorted(methods, key=lambda name: -(np.mean(methods[name].values(_main(has_labels)) or [-math.inf])))
+    main, title, sign = "knn", "10-NN on the test images, %", 1
+    if not has_labels:
+        main, title, _, sign = most_trusted_score()
+    order = sorted(methods, key=lambda name: -np.mean([sign * x for x in methods[name].values(main)] or [-math.inf]))
     tested = {name: _tested(methods, name) for name in MEASURES} if has_labels else {}
+    agreed = {score.name: agreement(methods, score) for score in SCORES} if has_labels else {}
     lines = [
-        *_head(plan, command),
-        *_table(methods, order, has_labels),
+        *_head(plan, methods, command),
+        *_tables(methods, order, has_labels),
         *_ended(methods, order),
         *(line for name, found in tested.items() for line in _differences(methods, order, name, found)),
-        *_scores(methods, has_labels),
-        *_recommendation(methods, has_labels),
+        *(scores_in_words(methods, agreed) if has_labels else recommendation(methods)),
         "![intervals over seeds, and curves](study.png)",
         "",
     ]
     text = "\n".join(lines)
     write_atomically(folder / "study.md", lambda file: file.write(text.encode(errors="backslashreplace")))
-    write_json(folder / "study.json", _numbers(methods, tested))
-    draw(methods, order, _main(has_labels), folder / "study.png")
+    write_json(folder / "study.json", {**_numbers(methods, tested), "scores": numbers(agreed)})
+    draw(methods, order, main, title, folder / "study.png")
     return text
 
 
-def _main(has_labels: bool) -> str:
-    return "knn" if has_labels else "rankme"
+class Tested(NamedTuple):
+    """All pairs of methods by one measure, the best method, and all others less it."""
+
+    pairs: dict[tuple[str, str], Difference]
+    best: str
+    others: dict[str, Difference]
 
 
-def _tested(methods: Mapping[str, Method], name: str) -> tuple[str, dict[str, Difference]] | None:
+def _tested(methods: Mapping[str, Method], name: str) -> Tested | None:
     right = {method: one.right[name] for method, one in methods.items() if name in one.right}
-    return to_the_best(right) if len(right) > 1 else None
+    pairs = differences(right)
+    return Tested(pairs, *to_the_best(right, pairs)) if len(right) > 1 else None
 
 
-def _head(plan: Plan, command: str) -> list[str]:
+def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
     settings = plan.settings
     own, views, network = settings.study, settings.views, settings.network
     length = f"as many epochs as fit into {own.minutes:g} minutes" if own.minutes else f"{own.epochs} epochs"
-    seeds = f"{own.seeds} seeds" if own.seeds > 1 else "one seed"
+    runs = max(len(one.judged) + len(one.failed) for one in methods.values())
+    seeds = f"{runs} seeds" if runs > 1 else "one seed"
+    over = sum(task.is_over for task in plan.tasks)
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if name in ("torch", "torchvision"))
     return [
         "# Study",
@@ -97,6 +119,7 @@ def _head(plan: Plan, command: str) -> list[str]:
         f"{plan.images.words}. {network.spec.name}, {views.size} pixels, {length}, {own.batch_size} images a step, "
         f"{seeds}. Means and 95 % intervals over seeds.",
         "",
+        *([f"So far {over} of {len(plan.tasks)} runs are over.", ""] if over < len(plan.tasks) else []),
         "```bash",
         command,
         "```",
@@ -111,24 +134,48 @@ def _chosen(plan: Plan) -> list[str]:
     """What tries have decided, method by method."""
     lines = []
     if plan.tries:
-        rates = ", ".join(f"{TITLES[method]} {plan.rate_of(method):g}" for method in plan.tries)
+        chosen = {method: plan.rate_of(method) for method in plan.tries}
+        rates = ", ".join(f"{TITLES[method]} {rate:g}" for method, rate in chosen.items())
         lines += [f"Factors on the learning rates, chosen by tries: {rates}.", ""]
-    if plan.timings:
-        epochs = ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in plan.timings)
-        lines += [f"Epochs: {epochs}.", ""]
+        ends = min(plan.settings.study.rates), max(plan.settings.study.rates)
+        outside = [TITLES[method] for method, rate in chosen.items() if rate in ends and len(plan.tries[method]) > 2]
+        if outside:
+            lines += [f"At an end of what was tried, so that another rate may be better: {', '.join(outside)}.", ""]
+    timed = [method for method, task in plan.timings.items() if task.is_judged]
+    if timed:
+        lines += ["Epochs: " + ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in timed) + ".", ""]
     return lines
 
 
-def _table(methods: Mapping[str, Method], order: list[str], has_labels: bool) -> list[str]:
-    labelled = LABELLED if has_labels else {}
-    heads = ["method", *labelled.values(), *(score.title for score in SCORES), "minutes", "images/s", "GB", "runs"]
+def _tables(methods: Mapping[str, Method], order: list[str], has_labels: bool) -> list[str]:
+    """What was reached, by labels and without, and what it cost."""
+    runs = {name: str(len(methods[name].judged)) for name in order}
+    scores = {score.name: score.title for score in SCORES}
+    lines = []
+    if has_labels:
+        lines += _table(methods, order, LABELLED, 1, runs)
+        lines += ["Scores without labels:", "", *_table(methods, order, scores, 2)]
+    else:
+        lines += _table(methods, order, scores, 2, runs)
+    cost = {"minutes": "minutes of training steps", "images_per_second": "images/s", "memory_gb": "memory, GB"}
+    trained = [name for name in order if name != RANDOM]
+    words = "Cost" + (f" ({TITLES[DISTILLED]}'s without its teacher's)" if DISTILLED in methods else "")
+    return [*lines, f"{words}:", "", *_table(methods, trained, cost, 2)]
+
+
+def _table(
+    methods: Mapping[str, Method],
+    order: list[str],
+    measures: Mapping[str, str],
+    digits: int,
+    runs: Mapping[str, str] | None = None,
+) -> list[str]:
+    heads = ["method", *measures.values(), *(["runs"] if runs else [])]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in order:
         one = methods[name]
-        cells = [one.title, *(one.shown(measure) for measure in labelled)]
-        cells += [one.shown(score.name, 2) for score in SCORES]
-        cells += [one.shown("minutes"), one.shown("images_per_second", 0), one.shown("memory_gb", 2)]
-        lines.append("| " + " | ".join([*cells, str(len(one.judged))]) + " |")
+        cells = [one.title, *(one.shown(measure, digits) for measure in measures), *([runs[name]] if runs else [])]
+        lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
@@ -145,12 +192,10 @@ def _ended(methods: Mapping[str, Method], order: list[str]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _differences(
-    methods: Mapping[str, Method], order: list[str], name: str, found: tuple[str, dict[str, Difference]] | None
-) -> list[str]:
+def _differences(methods: Mapping[str, Method], order: list[str], name: str, found: Tested | None) -> list[str]:
     if found is None:
         return []
-    best, others = found
+    _, best, others = found
     lines = [
         f"## Differences to the best by {LABELLED[name].removesuffix(', %')}, {methods[best].title}",
         "",
@@ -173,101 +218,7 @@ def _differences(
     return [*lines, ""]
 
 
-def points_of(methods: Mapping[str, Method], score: str) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 2) of a score and the kNN accuracy at the end of every run, and which method each row is of."""
-    rows, names = [], []
-    for name, one in methods.items():
-        for judged in one.judged.values():
-            value, knn = judged["scores"].get(score), judged.get("knn")
-            if name != RANDOM and value is not None and knn is not None:
-                rows.append((value, knn))
-                names.append(name)
-    return np.array(rows, dtype=float).reshape(-1, 2), np.array(names)
-
-
-def within(methods: Mapping[str, Method], score: str) -> Interval:
-    """The mean over methods of the correlation over a method's checkpoints and seeds."""
-    found = []
-    for one in methods.values():
-        rows = [
-            (record[score], record["knn_top1"])
-            for records in one.curve.values()
-            for record in records
-            if record.get(score) is not None and record.get("knn_top1") is not None
-        ]
-        value = rank_correlation(np.array(rows, dtype=float).reshape(-1, 2), np.zeros(len(rows))).mean
-        if not math.isnan(value):
-            found.append(value)
-    return interval(found) if found else Interval(math.nan, math.nan, math.nan)
-
-
-def _scores(methods: Mapping[str, Method], has_labels: bool) -> list[str]:
-    """How far each score without labels agrees with kNN, over this study."""
-    if not has_labels:
-        return []
-    lines = [
-        "## Scores without labels",
-        "",
-        "Rank correlation with 10-NN, counted so that 1 is always right: over the ends of all runs (interval by "
-        "resampling methods), and within a method over its checkpoints (interval over methods). Regret: how much 10-NN "
-        "is lost by taking the method with the best mean score.",
-        "",
-        "| score | across methods | within a method | regret, % |",
-        "|---|---|---|---|",
-    ]
-    for score in SCORES:
-        pairs, names = points_of(methods, score.name)
-        across = _signed(rank_correlation(pairs, names), score.sign)
-        inside = _signed(within(methods, score.name), score.sign)
-        chosen = chosen_by(methods, score.name, score.sign)
-        lost = "-" if chosen is None else f"{regret(methods, chosen):.1f} ({methods[chosen].title})"
-        cells = [_words(across), _words(inside), lost]
-        lines.append(f"| {score.title} ({score.better} is better) | " + " | ".join(cells) + " |")
-    return [*lines, ""]
-
-
-def _signed(one: Interval, sign: int) -> Interval:
-    ends = sorted((sign * one.low, sign * one.high))
-    return Interval(sign * one.mean, *ends)
-
-
-def _words(one: Interval) -> str:
-    return "-" if math.isnan(one.mean) else one.in_words(2)
-
-
-def chosen_by(methods: Mapping[str, Method], score: str, sign: int) -> str | None:
-    """The method with the best mean score; None where nothing was trained."""
-    means = {
-        name: float(np.mean(one.values(score))) for name, one in methods.items() if name != RANDOM and one.values(score)
-    }
-    return max(means, key=lambda name: sign * means[name]) if means else None
-
-
-def regret(methods: Mapping[str, Method], chosen: str) -> float:
-    """How much mean kNN accuracy the chosen method has less than the best."""
-    means = {name: float(np.mean(one.values("knn"))) for name, one in methods.items() if one.values("knn")}
-    return max(means.values()) - means[chosen]
-
-
-RECOMMENDS = "rankme"  # the score that agreed best with kNN, see docs/results.md
-
-
-def _recommendation(methods: Mapping[str, Method], has_labels: bool) -> list[str]:
-    """Without labels: the method that the most trustworthy score names."""
-    score = next(one for one in SCORES if one.name == RECOMMENDS)
-    chosen = chosen_by(methods, score.name, score.sign)
-    if has_labels or chosen is None:
-        return []
-    return [
-        "## Recommendation",
-        "",
-        f"{methods[chosen].title}, by {score.title}: of the scores without labels the one that agreed best with kNN "
-        "where there were labels. It is a hint and no proof: look at the networks with embed.py, too.",
-        "",
-    ]
-
-
-def _numbers(methods: Mapping[str, Method], tested: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers(methods: Mapping[str, Method], tested: Mapping[str, Tested | None]) -> dict[str, Any]:
     """The same for programs."""
     return {
         "methods": {
@@ -275,7 +226,11 @@ def _numbers(methods: Mapping[str, Method], tested: Mapping[str, Any]) -> dict[s
             for name, one in methods.items()
         },
         "differences": {
-            name: {"best": found[0], "others": {other: _plain(one) for other, one in found[1].items()}}
+            name: {
+                "best": found.best,
+                "others": {other: {**_plain(one), "p": _or_none(one.p)} for other, one in found.others.items()},
+                "pairs": {f"{first} - {second}": _plain(one) for (first, second), one in found.pairs.items()},
+            }
             for name, found in tested.items()
             if found is not None
         },
@@ -283,6 +238,9 @@ def _numbers(methods: Mapping[str, Method], tested: Mapping[str, Any]) -> dict[s
 
 
 def _plain(one: Difference) -> dict[str, Any]:
-    known = {**one.interval._asdict(), "p": one.p}
-    told = {name: None if math.isnan(value) else value for name, value in known.items()}
+    told = {name: _or_none(value) for name, value in one.interval._asdict().items()}
     return {**told, "real": one.is_real, "seeds": one.seeds}
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -17,9 +17,8 @@ from .plan import RANDOM
 from .statistics import interval
 
 
-def draw(methods: Mapping[str, Method], order: list[str], name: str, path: Path) -> None:
-    """Intervals over seeds of ``knn`` or ``rankme`` with the runs as points, and the mean curves."""
-    title = {"knn": "10-NN on the test images, %", "rankme": "RankMe"}[name]
+def draw(methods: Mapping[str, Method], order: list[str], name: str, title: str, path: Path) -> None:
+    """Intervals over seeds of ``knn`` or a score, called ``title``, with the runs as points, and the mean curves."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 1.5 + 0.32 * len(order)))
     shown = [one for one in order if methods[one].values(name)]
     for row, one in enumerate(reversed(shown)):
@@ -34,7 +33,9 @@ def draw(methods: Mapping[str, Method], order: list[str], name: str, path: Path)
     left.set(xlabel=title, title="means and 95 % intervals over seeds; points are runs")
     left.grid(alpha=0.3)
     records = [record for one in methods.values() for curve in one.curve.values() for record in curve]
-    key = "knn_top1" if any(record.get("knn_top1") is not None for record in records) else "rankme"
+    key, known = ("knn_top1", "10-NN, %") if name == "knn" else (name, title)
+    if not any(record.get(key) is not None for record in records):
+        key, known = "rankme", "RankMe"
     for number, one in enumerate(shown):
         by_epoch: dict[int, list[float]] = {}
         for records in methods[one].curve.values():
@@ -46,9 +47,7 @@ def draw(methods: Mapping[str, Method], order: list[str], name: str, path: Path)
             style = ("-", "--", ":")[number // 10 % 3]
             means = [float(np.mean(by_epoch[epoch])) for epoch in epochs]
             right.plot(epochs, means, marker="o", markersize=3, linestyle=style, label=methods[one].title)
-    right.set(
-        xlabel="epoch", title=f"while training: {'10-NN, %' if key == 'knn_top1' else 'RankMe'} (mean over seeds)"
-    )
+    right.set(xlabel="epoch", title=f"while training: {known} (mean over seeds)")
     right.grid(alpha=0.3)
     if right.lines:
         right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -16,6 +16,7 @@ from ..models.backbones import feature_width
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
 from .images import StudyImages
 from .judge import JUDGED, NEIGHBOURS, Judge, cost_of
+from .label_free import most_trusted_score
 from .plan import RANDOM, Task
 from .recipes import DISTILLED, TEACHER, Scale, require_batches, words_of
 from .settings import Settings
@@ -75,7 +76,7 @@ class Plan:
         """``--epochs``, or as many as fit into ``--minutes``."""
         own = self.settings.study
         timing = self.timings.get(method)
-        if timing is None or timing.has_failed:
+        if timing is None or not timing.is_judged:
             return int(own.epochs)
         rate = cost_of(timing.folder)["images_per_second"] or 0
         return max(1, int(own.minutes * 60 * rate / len(self.images.train)))
@@ -152,8 +153,10 @@ class Plan:
 
 def goodness(judged: Mapping[str, Any]) -> float:
     """By what tries are compared."""
-    value = judged["knn"] if "knn" in judged else judged["scores"]["rankme"]
-    return -math.inf if value is None or math.isnan(value) else float(value)
+    guide = most_trusted_score()
+    value = judged["knn"] if "knn" in judged else judged["scores"][guide.name]
+    sign = 1 if "knn" in judged else guide.sign
+    return -math.inf if value is None or math.isnan(value) else sign * float(value)
 
 
 def precision_of(device: torch.device) -> str:
@@ -169,7 +172,8 @@ def plan_of(settings: Settings, methods: Sequence[str], images: StudyImages, fol
     own = settings.study
     require_batches(len(images.train), own.batch_size)
     seeds = range(own.first_seed, own.first_seed + own.seeds)
-    tuning = replace(judging, train=images.tuned[0], test=images.tuned[1], scored=images.seen)
+    tuned = images.to_tune_by() if len(own.rates) > 1 else (None, None)
+    tuning = replace(judging, train=tuned[0], test=tuned[1], scored=images.seen)
     plan = Plan(settings, images, folder, judging, tuning)
 
     def task(
@@ -189,29 +193,30 @@ def plan_of(settings: Settings, methods: Sequence[str], images: StudyImages, fol
     plan.runs[RANDOM] = [Task(f"{RANDOM}-{n}", RUNS, RANDOM, n, folder / RUNS / f"{RANDOM}-{n}", None) for n in seeds]
     for method in methods:
         learns = method == DISTILLED
-        before: list[Task] = []
+        timed: list[Task] = []
         if own.minutes:
             master = [plan.timings[TEACHER]] if learns else []
             plan.timings[method] = task(
                 TIMING, f"{method}-timing", method, own.first_seed, needs=master, teacher=lambda: plan.timings[TEACHER]
             )
-            before.append(plan.timings[method])
+            timed.append(plan.timings[method])
+        tried: list[Task] = []
         if len(own.rates) > 1:
             masters = [*plan.tries[TEACHER].values()] if learns else []
             seed, best = own.first_seed + AWAY, partial(plan.best_try, TEACHER)
             plan.tries[method] = {
                 rate: task(
-                    RATES, f"{method}-rate-{rate:g}", method, seed, after=[*before, *masters], rate=rate, teacher=best
+                    RATES, f"{method}-rate-{rate:g}", method, seed, needs=timed, after=masters, rate=rate, teacher=best
                 )
                 for rate in own.rates
             }
-            before += plan.tries[method].values()
+            tried += plan.tries[method].values()
         plan.runs[method] = []
         for at, seed in enumerate(seeds):
             masters = [plan.runs[TEACHER][at]] if learns else []
-            teacher = partial(_first, masters)
+            teacher, needs = partial(_first, masters), [*timed, *masters]
             plan.runs[method].append(
-                task(RUNS, f"{method}-{seed}", method, seed, needs=masters, after=before, teacher=teacher)
+                task(RUNS, f"{method}-{seed}", method, seed, needs=needs, after=tried, teacher=teacher)
             )
     return plan
 

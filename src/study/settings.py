@@ -4,13 +4,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..data.datasets import EvaluationDataSettings
 from ..data.splits import name_of_data
 from ..data.views import CentreView
+from ..errors import UserError
 from ..models.backbones import STEMS, BackboneSpec
 from ..parallel.launch import DeviceSettings
 from ..settings import replaced, setting
 from .recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class StudyDataSettings(EvaluationDataSettings):
+    """Data"""
+
+    data_path: str = setting(
+        "",
+        "your images: a folder that holds train and val (or test), or only images, with or without class folders; a "
+        "list, array, file or shards",
+        required=True,
+    )
+    labels: bool = setting(
+        True, "judge by the classes of the images where there are any; false: by scores that need none"
+    )
+    mean: tuple[float, ...] | None = setting(
+        None, "means of the channels; default: ImageNet's, or 0.5 where --channels is not 3", at_least=-10, at_most=10
+    )
+    std: tuple[float, ...] | None = setting(
+        None, "standard deviations of the channels; default: ImageNet's, or 0.25 where --channels is not 3",
+        above=0, at_most=10,
+    )  # fmt: skip
+    exif_orientation: bool | None = setting(None, "turn images as their EXIF entry says; default: true")
+    value_range: tuple[float, float] | None = setting(
+        None,
+        "black and white of images with more than 8 bits; default: 0 65535 for whole numbers, 0 1 for others",
+        at_least=-1e12,
+        at_most=1e12,
+    )
+    workers: int = setting(
+        1, "loader processes of each run; default: its part of the cores, less one, from 1 to 10",
+        flags=["--num_workers", "-j"], at_least=0, at_most=1024,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,19 +89,19 @@ class StudySettings:
     """Study"""
 
     methods: tuple[str, ...] = setting((), f"methods to train; default: all ({', '.join(RECIPES)})", empty=True)
-    seeds: int = setting(3, "runs of each method; fewer than 3 tell little of the noise", at_least=1, at_most=1000)
+    seeds: int = setting(3, "runs of each method; with fewer than 3 no difference is tested", at_least=1, at_most=1000)
     first_seed: int = setting(1, "seed of the first; the others count up", at_least=0, at_most=2**31)
-    epochs: int = setting(100, "of each run", at_least=1, at_most=1e6)
+    epochs: int = setting(100, "epochs of each run", at_least=1, at_most=1e6)
     minutes: float = setting(
         0.0,
-        "instead of --epochs: as many epochs as fit into so many minutes, by a short try of each method",
+        "instead of --epochs: minutes of training steps for each run, made epochs by a short run of each method",
         at_least=0,
         at_most=1e6,
     )
     rates: tuple[float, ...] = setting(
         (1.0,),
-        "factors on the learning rates; of several, each method is tried with each, for one run, and keeps the best "
-        "(by kNN among the training images, or by RankMe without labels)",
+        "factors on the learning rates; of several, each method is tried with each, in one more run, and keeps the "
+        "best (by kNN among the training images, or by the score that is most trusted without labels)",
         above=0,
         at_most=1e4,
     )
@@ -76,25 +112,36 @@ class StudySettings:
     scored_images: int = setting(1000, "images for the scores without labels", at_least=50, at_most=1e6)
     dump_path: str = setting("", "folder of the study; default: studies/DATA")
     at_once: int = setting(
-        1, "how many runs at a time; each takes the next of the GPUs where there are several", at_least=1, at_most=1024
+        1, "runs at a time, each on the next GPU; default: as many as there are GPUs", at_least=1, at_most=1024
     )
     retry: bool = setting(False, "try failed runs once more", switch=True)
-    silent: bool = setting(False, "take part without a report, as --at_once starts it", switch=True)
+    dry_run: bool = setting(False, "only say which runs there are, with their command lines", switch=True)
+    helper: bool = setting(
+        False,
+        "share the runs and leave when none is left to begin, without a page, as --at_once starts it",
+        switch=True,
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
     """What study.py has."""
 
-    data: EvaluationDataSettings = EvaluationDataSettings(workers=1)
+    data: StudyDataSettings = StudyDataSettings()
     study: StudySettings = StudySettings()
     network: Network = Network()
     views: Views = Views()
     device: DeviceSettings = DeviceSettings()
 
     def adapted(self, given: Mapping[str, Any]) -> tuple["Settings", list[str]]:
-        """The same with the folder of the study, and what the size of the images decides."""
+        """The same with the folder of the study, and what the machine and the size of the images decide."""
+        if "epochs" in given and self.study.minutes:
+            raise UserError("--epochs and --minutes: a run has one length; give one of them")
         changes: dict[str, Any] = {}
+        gpus = torch.cuda.device_count() if self.device.device in ("auto", "cuda") else 0
+        at_once = changes["at_once"] = self.study.at_once if "at_once" in given else max(1, gpus)
+        if "workers" not in given:
+            changes["workers"] = max(1, min(10, torch.get_num_threads() // at_once - 1))
         if not self.study.dump_path:
             changes["dump_path"] = f"studies/{name_of_data(self.data.data_path)}"
         small = self.views.size <= 64

@@ -132,10 +132,13 @@ def differences(right: Mapping[str, Right]) -> dict[tuple[str, str], Difference]
         if common:
             a, b = (np.stack([right[name][seed] for seed in common]).astype(np.float64) for name in (first, second))
             tables[first, second] = table_of(100 * (a - b))
-    known = [table for table in tables.values() if table.seeds >= SEEDS]
-    pooled = float(np.mean([table.of_seeds for table in known])) if known else math.nan
-    of_pool = (len(right) - 1) * (float(np.mean([table.seeds for table in known])) - 1) if known else math.nan
-    return {pair: _compared(table, len(right), pooled, of_pool) for pair, table in tables.items()}
+    known = {pair: table for pair, table in tables.items() if table.seeds >= SEEDS}
+    compared = len({name for pair in known for name in pair})
+    pooled = of_pool = math.nan
+    if known:
+        pooled = float(np.mean([table.of_seeds for table in known.values()]))
+        of_pool = (compared - 1) * (float(np.mean([table.seeds for table in known.values()])) - 1)
+    return {pair: _compared(table, compared, pooled, of_pool) for pair, table in tables.items()}
 
 
 def _compared(table: Table, methods: int, pooled: float, of_pool: float) -> Difference:
@@ -157,11 +160,17 @@ def _compared(table: Table, methods: int, pooled: float, of_pool: float) -> Diff
     return Difference(Interval(table.mean, *ends), table.seeds, abs(table.mean) / error, methods, freedom)
 
 
-def to_the_best(right: Mapping[str, Right]) -> tuple[str, dict[str, Difference]]:
-    """The method with the highest mean over its seeds, and every other one less it."""
-    best = max(right, key=lambda name: float(np.mean([row.mean() for row in right[name].values()])))
+def to_the_best(
+    right: Mapping[str, Right], pairs: Mapping[tuple[str, str], Difference]
+) -> tuple[str, dict[str, Difference]]:
+    """The method with the highest mean over its seeds, and every other one less it, of all pairs of ``differences``.
+
+    A method with fewer seeds than SEEDS is the best only where all have fewer, since one lucky run is not.
+    """
+    known = {name: rows for name, rows in right.items() if len(rows) >= SEEDS} or right
+    best = max(known, key=lambda name: float(np.mean([row.mean() for row in known[name].values()])))
     found = {}
-    for (first, second), one in differences(right).items():
+    for (first, second), one in pairs.items():
         if best not in (first, second):
             continue
         other = second if first == best else first
@@ -179,23 +188,30 @@ def rank_correlation(pairs: np.ndarray, clusters: np.ndarray, draws: int = 2000,
         pairs: (n, 2).
         clusters: (n,), which cluster each row is of.
     """
-    from scipy.stats import spearmanr
-
-    def value(rows: np.ndarray) -> float:
-        rows = rows[np.isfinite(rows).all(axis=1)]
-        if len(rows) < 3 or (np.ptp(rows, axis=0) == 0).any():
-            return math.nan
-        return float(spearmanr(*rows.T).statistic)
-
-    names = np.unique(clusters)
-    whole = value(pairs)
+    is_finite = np.isfinite(pairs).all(axis=1)
+    pairs, clusters = pairs[is_finite], clusters[is_finite]
+    if len(pairs) < 3:
+        return Interval(math.nan, math.nan, math.nan)
+    whole = float(_spearman(pairs, np.ones((1, len(pairs))))[0])
+    names, member = np.unique(clusters, return_inverse=True)
     if len(names) < 3 or math.isnan(whole):
         return Interval(whole, math.nan, math.nan)
-    members = [np.flatnonzero(clusters == name) for name in names]
-    generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(draws):
-        drawn = generator.integers(0, len(names), len(names))
-        found.append(value(pairs[np.concatenate([members[number] for number in drawn])]))
+    times = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    found = _spearman(pairs, times[:, member].astype(float))
     low, high = np.nanpercentile(found, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
     return Interval(whole, float(low), float(high))
+
+
+def _spearman(pairs: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(draws,) Spearman's of the rows of (n, 2), each taken as often as its row of (draws, n) says; nan where either
+    column is constant."""
+    ranks = []
+    for column in pairs.T:
+        values, group = np.unique(column, return_inverse=True)
+        each = times @ np.eye(len(values))[group]  # how often each value was drawn
+        ranks.append((each.cumsum(axis=1) - (each - 1) / 2)[:, group])  # the middle one of equal values' ranks
+    total = times.sum(axis=1, keepdims=True)
+    x, y = (rank - (times * rank).sum(axis=1, keepdims=True) / total for rank in ranks)
+    spread = np.sqrt((times * x**2).sum(axis=1) * (times * y**2).sum(axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(spread > 1e-9, (times * x * y).sum(axis=1) / spread, math.nan)

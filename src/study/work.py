@@ -21,6 +21,7 @@ from .plan import Task
 ATTEMPTS = 3  # of a run that is killed
 IN_USE = "is in use"  # what a training says of a folder where another one is at work
 PAUSE = 2.0  # seconds between two looks for work that others must finish first
+LOOK = 600.0
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _PR_SET_PDEATHSIG = 1
 
@@ -41,7 +42,15 @@ def claimed(task: Task, claims: Path) -> Iterator[bool]:
         lock.release()
 
 
-def work(tasks: Sequence[Task], claims: Path, judge: Callable[[Task], str], say: Callable[[str], None]) -> None:
+def work(
+    tasks: Sequence[Task],
+    claims: Path,
+    judge: Callable[[Task], str],
+    say: Callable[[str], None],
+    *,
+    leaves: bool = False,
+    look: Callable[[], object] = lambda: None,
+) -> None:
     """Does runs until all are over, here or in other processes.
 
     A run whose program ends with an error is kept as failed, with what it said last.
@@ -50,8 +59,12 @@ def work(tasks: Sequence[Task], claims: Path, judge: Callable[[Task], str], say:
         claims: folder of the locks.
         judge: judges a run that is trained, and says what it reached.
         say: told what is going on.
+        leaves: do not wait for runs that others are at, when none is left to begin.
+        look: called after runs, at most every LOOK seconds.
     """
-    began, before = time.monotonic(), sum(task.is_over for task in tasks)
+    trained = [task for task in tasks if task.command is not None]
+    began, before = time.monotonic(), sum(task.is_over for task in trained)
+    looked = began
     while not all(task.is_over for task in tasks):
         is_idle = True
         for task in tasks:
@@ -62,10 +75,16 @@ def work(tasks: Sequence[Task], claims: Path, judge: Callable[[Task], str], say:
                     continue
                 is_idle = False
                 _do(task, judge, say)
-                over = sum(one.is_over for one in tasks)
-                left = (time.monotonic() - began) / max(1, over - before) * (len(tasks) - over)
-                say(f"{over} of {len(tasks)} runs are over; about {duration(left)} left")
+            if task.command is not None:
+                over = sum(one.is_over for one in trained)
+                left = (time.monotonic() - began) / max(1, over - before) * (len(trained) - over)
+                say(f"{over} of {len(trained)} runs are over; about {duration(left)} left")
+            if time.monotonic() - looked > LOOK:
+                look()
+                looked = time.monotonic()
         if is_idle:
+            if leaves and all(task.is_over or task.is_ready for task in tasks):
+                return
             time.sleep(PAUSE)
 
 
@@ -154,8 +173,8 @@ def start_more(count: int, words: Sequence[str], gpus: int) -> Iterator[None]:
     found = []
     for number in range(1, count):
         environ = {**os.environ, **({"CUDA_VISIBLE_DEVICES": visible[number % gpus]} if gpus > 1 else {})}
-        command = [sys.executable, str(_ROOT / "study.py"), *words, "--at_once", "1", "--silent"]
-        found.append(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, preexec_fn=_end_with_parent))
+        command = [sys.executable, str(_ROOT / "study.py"), *words, "--at_once", "1", "--helper"]
+        found.append(subprocess.Popen(command, env=environ, preexec_fn=_end_with_parent))
     try:
         yield
     except BaseException:

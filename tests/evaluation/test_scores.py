@@ -11,7 +11,7 @@ from src.engine.diagnostics import rankme
 from src.engine.monitor import read_log
 from src.evaluation import scores
 from src.evaluation.probe import linear_probe
-from src.evaluation.score_trust import TRUST, Trust
+from src.evaluation.score_trust import MEASURED, in_words, most_trusted
 from tests.helpers import run
 from tests.scripts.test_splits import METHODS
 
@@ -77,7 +77,7 @@ def test_cluster_stability():
 
 def test_all_together(features):
     found = scores.scores_of(features.repeat(2, 1, 1))
-    assert list(found) == [score.name for score in scores.SCORES] == list(TRUST)
+    assert list(found) == [score.name for score in scores.SCORES]
     assert found["rankme"] == pytest.approx(float(rankme(features[:, 0].repeat(2, 1))))
     assert found["alignment"] == pytest.approx(scores.alignment(features[:, 1:]))
 
@@ -88,10 +88,14 @@ def test_features_that_are_none_have_no_scores(bad):
     assert all(math.isnan(found[name]) for name in ("alpha_req", "lidar", "cluster_stability"))
 
 
-def test_trust_is_counted_so_that_more_is_better():
-    trust = Trust((-0.7, -0.9, -0.4), (0.1, -0.2, 0.3))
-    assert trust.in_words(-1) == "across runs 0.70 (0.40 to 0.90), within a run -0.10 (-0.30 to 0.20)"
-    assert all(low < value < high for one in TRUST.values() for value, low, high in (one.runs, one.epochs))
+def test_every_score_has_a_trust_on_all_data():
+    for trusts in MEASURED.values():
+        assert list(trusts) == [score.name for score in scores.SCORES]
+        for one in trusts.values():
+            assert all(low <= value <= high for value, low, high in (one.across, one.within))
+            assert one.regret >= 0
+    assert most_trusted() in {score.name for score in scores.SCORES}
+    assert in_words((0.7, -0.9, 0.75)) == "0.70 (-0.90 to 0.75)"
 
 
 def test_the_probe_is_scikit_learns():
@@ -154,7 +158,7 @@ def test_eval_scores(patches, tmp_path, capsys):
     assert "96 images" in said
     assert all(score.title in said for score in scores.SCORES)
     content = json.loads((tmp_path / "scores.json").read_text())
-    assert set(content["scores"]) == set(TRUST)
+    assert set(content["scores"]) == {score.name for score in scores.SCORES}
     with pytest.raises(eval_scores.UserError, match="has 32 images, and scores need 50"):
         eval_scores.main([str(word) for word in [patches / "test", *words]])
 

@@ -2,7 +2,7 @@
 
 import math
 
-from src.study.statistics import differences, interval, rank_correlation, table_of, to_the_best
+from src.study.statistics import _spearman, differences, interval, rank_correlation, table_of, to_the_best
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_a_difference_that_there_is_is_found_and_has_its_sign():
         name: seeds_of(rng.uniform(size=(5, 500)) * 0.5 < easy - worse)
         for name, worse in (("a", 0.2), ("b", 0.0), ("c", 0.4))
     }
-    best, others = to_the_best(right)
+    best, others = to_the_best(right, differences(right))
     assert best == "b"
     assert others["a"].is_real
     assert others["c"].is_real
@@ -93,6 +93,19 @@ def test_few_seeds_tell_nothing():
     for seeds in (1, 2):
         found = pair(np.ones((seeds, 50)), np.zeros((seeds, 50)))
         assert (math.isnan(found.p), found.is_real, found.interval.mean) == (True, False, 100)
+
+
+def test_methods_with_few_seeds_are_neither_the_best_nor_a_measure_of_noise():
+    rng = np.random.default_rng(8)
+    right = {name: seeds_of(rng.uniform(size=(3, 200)) < worth) for name, worth in (("a", 0.5), ("b", 0.6))}
+    more = {**right, **{f"lucky{n}": seeds_of(np.ones((1, 200), dtype=bool)) for n in range(5)}}
+    assert differences(more)["a", "b"] == differences(right)["a", "b"]
+    best, others = to_the_best(more, differences(more))
+    assert best == "b"
+    assert others["lucky1"].interval.mean > 0
+    assert math.isnan(others["lucky1"].p)
+    alone = {name: {0: rows[0]} for name, rows in right.items()}
+    assert to_the_best(alone, differences(alone))[0] in alone
 
 
 def test_pairs_have_the_same_seed():
@@ -125,3 +138,14 @@ def test_rank_correlation_and_its_clusters():
     assert found.low < found.mean < found.high
     assert math.isnan(rank_correlation(pairs, np.repeat(["a", "b"], 6)).low)
     assert math.isnan(rank_correlation(pairs[:2], np.array(["a", "b"])).mean)
+
+
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
+def test_resampled_rows_are_ranked_as_scipy_ranks_them():
+    rng = np.random.default_rng(7)
+    pairs = rng.normal(size=(9, 2)).round(1).repeat(2, axis=0)  # with ties
+    pairs[:, 1] += pairs[:, 0]
+    times = rng.integers(0, 3, (40, len(pairs)))
+    times[0] = [2] + [0] * (len(pairs) - 1)  # one row alone is constant
+    expected = [stats.spearmanr(*pairs.repeat(row, axis=0).T).statistic for row in times]
+    np.testing.assert_allclose(_spearman(pairs, times.astype(float)), expected, atol=1e-12)

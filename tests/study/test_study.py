@@ -16,6 +16,7 @@ from src.cli import Call
 from src.errors import UserError
 from src.study import work
 from src.study.images import _held_out
+from src.study.label_free import most_trusted_score
 from src.study.plan import Task
 from src.study.recipes import RECIPES, TITLES, Scale, words_of
 from tests.helpers import ROOT, run
@@ -41,7 +42,7 @@ def one(patches, tmp_path_factory) -> Path:
 
 def test_the_page_says_what_the_runs_reached(one, patches):
     text = (one / "study.md").read_text()
-    assert "96 training images of 4 classes; 32 test images of their own" in text
+    assert re.search(r"96 training images of 4 classes \(\w+, \w+, \w+, \.\.\.\); 32 test images of their own", text)
     assert "resnet18w0.0625, 16 pixels, 2 epochs, 32 images a step, 3 seeds" in text
     for title in ("SwAV", "MoCo-v2", "random weights"):
         assert len(re.findall(rf"^\| {title} \|", text, re.MULTILINE)) >= 1
@@ -53,7 +54,10 @@ def test_the_page_says_what_the_runs_reached(one, patches):
     assert len(re.findall(r"\| (real|within noise) \|$", text, re.MULTILINE)) == 4  # two others, by kNN and linear
     assert "| RankMe (more is better) |" in text
     assert (one / "study.png").stat().st_size > 10_000
+    assert "So far" not in text
     numbers = json.loads((one / "study.json").read_text())
+    assert set(numbers["differences"]["knn"]["pairs"]) == {"random - swav", "random - moco", "swav - moco"}
+    assert set(numbers["scores"]["rankme"]["by_method"]) == {"swav", "moco"}
     assert numbers["methods"]["swav"]["judged"]["1"]["knn"] == judged[0]["knn"]
     with np.load(one / "runs" / "swav-1" / "right.npz") as right:
         assert right["knn"].shape == (32,)
@@ -73,9 +77,21 @@ def test_a_second_start_repeats_nothing_and_more_seeds_are_added(one, patches, t
     assert studied(patches, folder, "--methods", "moco", "--seeds", 4) == 0
     assert (folder / "runs" / "moco-4" / "judged.json").exists()
     assert (folder / "runs" / "swav-2" / "checkpoint.pth.tar").stat().st_mtime_ns == before
-    text = (folder / "study.md").read_text()
-    assert "SwAV" not in text
+    text = (folder / "study.md").read_text()  # of all that the folder holds
     assert "4 seeds" in text
+    assert re.search(r"^\| SwAV \|.*\| 3 \|$", text, re.MULTILINE)
+    assert re.search(r"^\| MoCo-v2 \|.*\| 4 \|$", text, re.MULTILINE)
+
+
+def test_a_page_while_runs_are_under_way(one, patches, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "one"
+    shutil.copytree(one, folder)
+    monkeypatch.setattr(study, "work", lambda *words, look, **more: look())
+    assert studied(patches, folder, "--methods", "swav", "moco", "simclr", "--seeds", 4) == 0
+    assert "other processes are at the last runs, and write the page" in capsys.readouterr().out
+    text = (folder / "study.md").read_text()
+    assert "So far 9 of 16 runs are over." in text
+    assert re.search(r"^\| SimCLR \| - .*\| 0 \|$", text, re.MULTILINE)
 
 
 def test_another_study_is_refused(one, patches):
@@ -96,18 +112,41 @@ def test_without_labels_it_recommends(patches, tmp_path):
     assert "96 training images." in text
     assert "## Recommendation" in text
     assert "10-NN" not in text
-    ranks = {m: json.loads((tmp_path / "out" / "runs" / f"{m}-1" / "judged.json").read_text())["scores"]["rankme"]
-             for m in ("swav", "simclr")}  # fmt: skip
-    assert f"{TITLES[max(ranks, key=ranks.get)]}, by RankMe" in text
+    score = most_trusted_score()
+    values = {m: json.loads((tmp_path / "out" / "runs" / f"{m}-1" / "judged.json").read_text())["scores"][score.name]
+              for m in ("swav", "simclr")}  # fmt: skip
+    assert f"{TITLES[max(values, key=lambda m: score.sign * values[m])]}, by {score.title}" in text
+
+
+@pytest.mark.slow
+def test_folders_that_are_no_classes(patches, tmp_path):
+    assert (
+        studied(patches, tmp_path / "out", "--methods", "swav", "--seeds", 1, "--epochs", 1, "--labels", "false") == 0
+    )
+    text = (tmp_path / "out" / "study.md").read_text()
+    assert "96 training images. " in text
+    assert "## Recommendation" in text
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(patches, tmp_path, capsys):
+    assert studied(patches, tmp_path / "out", "--methods", "disco", "--seeds", 2, "--dry_run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{method}-{seed}" for seed in (1, 2) for method in ("random", "moco", "disco")
+    ]
+    assert lines[0] == "random-1: random weights"
+    assert lines[1].startswith("moco-1: main_disco.py --aug_plus --crop_size 16 ")
+    assert f"--teacher {tmp_path}/out/runs/moco-1/checkpoint.pth.tar" in lines[2]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_classes_without_test_images_rates_and_minutes(patches, tmp_path):
     shutil.copytree(patches / "train", tmp_path / "alone" / "images")
-    words = ["--methods", "disco", "--seeds", 1, "--rates", 0.5, 2, "--minutes", 0.03]
-    assert studied(tmp_path / "alone" / "images", tmp_path / "out", *words) == 0
+    words = [*TINY[2:], "--methods", "disco", "--seeds", "1", "--rates", "0.5", "2", "--minutes", "0.03"]
+    assert study.main([str(tmp_path / "alone" / "images"), "--dump_path", str(tmp_path / "out"), *words]) == 0
     text = (tmp_path / "out" / "study.md").read_text()
-    assert "16 test images among them, which are no neighbours of others" in text
+    assert "16 test images among them, held out from the classifiers" in text
     assert {path.name for path in (tmp_path / "out" / "rates").iterdir()} == {
         f"{method}-rate-{rate}" for method in ("moco", "disco") for rate in ("0.5", "2")
     }
@@ -115,7 +154,7 @@ def test_classes_without_test_images_rates_and_minutes(patches, tmp_path):
     tried = {rate: json.loads((tmp_path / "out" / "rates" / f"disco-rate-{rate}" / "judged.json").read_text())["knn"]
              for rate in ("0.5", "2")}  # fmt: skip
     best = max(tried, key=tried.get)
-    assert given["lr"] == pytest.approx(float(best) * 0.06 * 32 / 128)
+    assert given["lr"] == pytest.approx(float(best) * 0.015 * 32 / 128)
     assert given["teacher"].endswith("runs/moco-1/checkpoint.pth.tar")
     rate = json.loads((tmp_path / "out" / "timing" / "disco-timing" / "judged.json").read_text())["cost"]
     assert given["epochs"] == max(1, int(0.03 * 60 * rate["images_per_second"] / 96))
@@ -154,10 +193,13 @@ def test_images_are_held_out_class_by_class(tmp_path):
         def __len__(self):
             return 40
 
-    learnt, test = _held_out(Listed())
+    learnt, test = _held_out(Listed(), "take more")
     assert np.bincount(test.labels).tolist() == [2] * 4
     assert np.bincount(learnt.labels).tolist() == [8] * 4
     assert sorted([*learnt._indices, *test._indices]) == list(range(40))
+    Listed.labels = np.arange(40) // 4  # of which none can be spared
+    with pytest.raises(UserError, match="no class has 5 images, of which one could be held out to judge by: take more"):
+        _held_out(Listed(), "take more")
 
 
 BAD = {
@@ -168,6 +210,7 @@ BAD = {
         "cannot be cut into the network's patches of 14x14",
     ),
     "an odd batch": (["--methods", "swav", "--batch_size", "30"], "--batch_size 30: expected a multiple of 4"),
+    "two lengths": (["--methods", "swav", "--minutes", "1"], "--epochs and --minutes: a run has one length"),
     "no images": (["--methods", "swav"], "does not exist"),
 }
 
@@ -246,6 +289,28 @@ def test_what_is_needed_comes_first_and_failures_are_told(tmp_path):
     assert "4 of 4 runs are over" in said[-1]
 
 
+def test_who_leaves_does_not_wait_for_what_others_are_at(tmp_path):
+    first = fake("first", tmp_path, "")
+    after = fake("after", tmp_path, "", first)
+    child = os.fork()
+    if child == 0:
+        with work.claimed(first, tmp_path / "claims"):
+            (tmp_path / "held").touch()
+            while not (tmp_path / "enough").exists():
+                time.sleep(0.01)
+        os._exit(0)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    work.work([first], tmp_path / "claims", judged, print, leaves=True)  # returns
+    assert not first.is_over
+    (tmp_path / "enough").touch()
+    os.waitpid(child, 0)
+    seen = []
+    work.work([first, after], tmp_path / "claims", judged, print, leaves=True, look=lambda: seen.append(1))
+    assert after.is_judged  # it stays while something has yet to become ready
+    assert not seen  # so soon
+
+
 def test_two_processes_share_the_work(tmp_path):
     log = tmp_path / "log"
     script = f"import time; time.sleep(0.3); open({str(log)!r}, 'a').write('x')"
@@ -275,6 +340,18 @@ if not before: os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
+def test_one_command_studies_the_photographs(tmp_path):
+    """A shortened one: its first method."""
+    words = ["METHODS=swav", "SEEDS=1", "STUDY_EPOCHS=1", f"STUDY={tmp_path / 'out'}"]
+    done = subprocess.run(["make", "-o", ".venv/installed", "study", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "4,261 training images of 26 classes" in done.stdout
+    assert "1,278 test images of their own" in done.stdout
+    found = json.loads((tmp_path / "out" / "study.json").read_text())["methods"]
+    assert found["swav"]["judged"]["1"]["knn"] > found["random"]["judged"]["1"]["knn"] + 5
+
+
+@pytest.mark.slow
 def test_two_runs_at_a_time(patches, tmp_path):
     words = [
         "study.py",
@@ -300,7 +377,7 @@ def test_two_runs_at_a_time(patches, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
 def test_a_killed_study_goes_on_where_it_was(number, patches, tmp_path):
     words = [sys.executable, "study.py", patches, "--dump_path", tmp_path / "out", *TINY, "--methods", "moco",
-             "--seeds", 1, "--epochs", 60]  # fmt: skip
+             "--seeds", 1, "--epochs", 24]  # fmt: skip
     command = [str(word) for word in words]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
