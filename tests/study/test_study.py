@@ -111,7 +111,7 @@ def test_without_labels_it_recommends(patches, tmp_path):
     text = (tmp_path / "out" / "study.md").read_text()
     assert "96 training images." in text
     assert "## Recommendation" in text
-    assert "10-NN" not in text
+    assert "10-NN" not in text.partition("## Recommendation")[0]
     score = most_trusted_score()
     values = {m: json.loads((tmp_path / "out" / "runs" / f"{m}-1" / "judged.json").read_text())["scores"][score.name]
               for m in ("swav", "simclr")}  # fmt: skip
@@ -368,7 +368,7 @@ def test_two_runs_at_a_time(patches, tmp_path):
     ]
     done = run(*words, launcher=[sys.executable])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("swav-") < 6  # what it says of its own three runs, less those of the other process
+    assert done.stdout.count("swav-") == 6  # of each run when it begins and when it ends, in whichever process
     assert "| SwAV |" in done.stdout
     assert len(list((tmp_path / "out" / "runs").glob("swav-*/judged.json"))) == 3
 
