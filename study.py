@@ -23,8 +23,7 @@ from src.data.fingerprint import fingerprint
 from src.errors import UserError
 from src.models.backbones import require_size
 from src.parallel import launch
-from src.study.images import StudyImages, open_study_images
-from src.study.judge import Judge
+from src.study.images import StudyImages
 from src.study.page import write_report
 from src.study.plan import read_object
 from src.study.recipes import DISTILLED, RECIPES, TEACHER
@@ -109,24 +108,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     world = launch.start(settings.device.device, settings.device.dist_url)
     if own.at_once > 1:
         share_cores(own.at_once)
-    channels = settings.network.channels
-    require_size(settings.network.spec.build(), settings.views.size, channels)
-    images = open_study_images(settings.data, channels, folder, own.judged_images, own.scored_images)
-    view, workers = settings.views.shown, settings.data.workers
-    judge = Judge(images.learnt, images.test, images.scored, view, images.mean, images.std, world.device, workers)
-    plan = plan_of(settings, methods, images, folder, judge)
+    require_size(settings.network.spec.build(), settings.views.size, settings.network.channels)
+    plan = plan_of(settings, methods, folder, world.device)
     if own.dry_run:
         for task in plan.tasks:
             print(f"{task.name}:", *(["random weights"] if task.command is None else map(quote, task.command())))
         return 0
     require_writable(folder)
-    require_same_study(folder, settings, images, precision_of(world.device))
+    require_same_study(folder, settings, plan.images, precision_of(world.device))
     if own.retry and not is_requeued:
         for task in plan.tasks:
             task.forget_failure()
     if not own.helper:
         call.tell_unread()
-        say(images.words)
+        say(plan.images.words)
         say(f"{len(plan.tasks)} runs: {', '.join(methods)}; seeds {own.first_seed} to {own.first_seed + own.seeds - 1}")
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--retry"]
     with orderly_end(), start_more(own.at_once, words, torch.cuda.device_count()):

@@ -23,8 +23,6 @@ from src import cli
 from src.data.draws import Draw, no_change
 from src.data.views import Picture, RandomView
 from src.parallel import launch
-from src.study.images import open_study_images
-from src.study.judge import Judge
 from src.study.page import write_report
 from src.study.plan import Task
 from src.study.recipes import TEACHER as MOCO
@@ -74,7 +72,7 @@ class TorchvisionView(RandomView):
         return 1
 
 
-def train_with_torchvision(words: Sequence[str]) -> int:
+def train_with_torchvision(words: Sequence[str] | None = None) -> int:
     """main_disco.py with torchvision's views."""
     views_of = main_disco.views_of
     main_disco.views_of = lambda settings: [
@@ -91,13 +89,9 @@ def words_of(plan: Plan, task: Task) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     call = SCRIPT.parse(argv)
-    settings, own = call.settings, call.settings.study
-    folder = Path(own.dump_path).absolute()
+    settings, folder = call.settings, Path(call.settings.study.dump_path).absolute()
     world = launch.start(settings.device.device, settings.device.dist_url)
-    images = open_study_images(settings.data, settings.network.channels, folder, own.judged_images, own.scored_images)
-    judge = Judge(images.learnt, images.test, images.scored, settings.views.shown, images.mean, images.std,
-                  world.device, settings.data.workers)  # fmt: skip
-    plan = plan_of(settings, [MOCO], images, folder, judge)
+    plan = plan_of(settings, [MOCO], folder, world.device)
     plan.runs[TORCHVISION] = []
     for task in plan.runs[MOCO]:
         name = f"{TORCHVISION}-{task.seed}"
@@ -111,5 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [TORCHVISION]:
-        cli.run(lambda: train_with_torchvision(sys.argv[2:]))
+        del sys.argv[1]
+        cli.run(train_with_torchvision)
     cli.run(main)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..engine.monitor import finite_or_none
 from ..evaluation.score_trust import MEASURED, most_trusted
 from ..evaluation.scores import SCORES, Score
 from .method import Method
@@ -146,4 +147,4 @@ def numbers(found: Mapping[str, Agreement]) -> dict[str, Any]:
 
 
 def _plain(one: Interval) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in one]
+    return list(finite_or_none(one._asdict()).values())

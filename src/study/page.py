@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checkpoints.files import write_atomically, write_json
 from ..engine.diagnostics import RANK_OF_A_COLLAPSE
-from ..engine.monitor import read_log
+from ..engine.monitor import finite_or_none, read_log
 from ..evaluation.scores import SCORES
 from ..surroundings import commit, versions
 from .judge import RIGHT
@@ -228,7 +228,9 @@ def _numbers(methods: Mapping[str, Method], tested: Mapping[str, Tested | None])
         "differences": {
             name: {
                 "best": found.best,
-                "others": {other: {**_plain(one), "p": _or_none(one.p)} for other, one in found.others.items()},
+                "others": {
+                    other: {**_plain(one), **finite_or_none({"p": one.p})} for other, one in found.others.items()
+                },
                 "pairs": {f"{first} - {second}": _plain(one) for (first, second), one in found.pairs.items()},
             }
             for name, found in tested.items()
@@ -238,9 +240,4 @@ def _numbers(methods: Mapping[str, Method], tested: Mapping[str, Tested | None])
 
 
 def _plain(one: Difference) -> dict[str, Any]:
-    told = {name: _or_none(value) for name, value in one.interval._asdict().items()}
-    return {**told, "real": one.is_real, "seeds": one.seeds}
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return {**finite_or_none(one.interval._asdict()), "real": one.is_real, "seeds": one.seeds}

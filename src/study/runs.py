@@ -14,7 +14,7 @@ from ..engine.monitor import number
 from ..errors import UserError
 from ..models.backbones import feature_width
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
-from .images import StudyImages
+from .images import StudyImages, open_study_images
 from .judge import JUDGED, NEIGHBOURS, Judge, cost_of
 from .label_free import most_trusted_score
 from .plan import RANDOM, Task
@@ -164,12 +164,15 @@ def precision_of(device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def plan_of(settings: Settings, methods: Sequence[str], images: StudyImages, folder: Path, judging: Judge) -> Plan:
+def plan_of(settings: Settings, methods: Sequence[str], folder: Path, device: torch.device) -> Plan:
     """All runs of a study: of random weights, of every method with every seed, and what these wait for.
 
-    DisCo must come after its teacher. Raises UserError for data of less than one batch.
+    Opens the images, and decides how networks are judged.
+    DisCo must come after its teacher. Raises UserError for images that there are not, and for less than one batch.
     """
-    own = settings.study
+    own, data, view = settings.study, settings.data, settings.views.shown
+    images = open_study_images(data, settings.network.channels, folder, own.judged_images, own.scored_images)
+    judging = Judge(images.learnt, images.test, images.scored, view, images.mean, images.std, device, data.workers)
     require_batches(len(images.train), own.batch_size)
     seeds = range(own.first_seed, own.first_seed + own.seeds)
     tuned = images.to_tune_by() if len(own.rates) > 1 else (None, None)

@@ -21,7 +21,7 @@ from .plan import Task
 ATTEMPTS = 3  # of a run that is killed
 IN_USE = "is in use"  # what a training says of a folder where another one is at work
 PAUSE = 2.0  # seconds between two looks for work that others must finish first
-LOOK = 600.0
+LOOK = 600.0  # seconds from one page to the next
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _PR_SET_PDEATHSIG = 1
 

@@ -1,6 +1,5 @@
 """A study from the command line: its runs, what is told of them, kills, and several processes that share the work."""
 
-import importlib
 import json
 import os
 import re
@@ -12,13 +11,11 @@ import time
 from pathlib import Path
 
 import study
-from src.cli import Call
 from src.errors import UserError
 from src.study import work
 from src.study.images import _held_out
 from src.study.label_free import most_trusted_score
-from src.study.plan import Task
-from src.study.recipes import RECIPES, TITLES, Scale, words_of
+from src.study.recipes import TITLES
 from tests.helpers import ROOT, run
 
 import numpy as np
@@ -221,122 +218,6 @@ def test_bad_input_is_one_line(case, patches, tmp_path):
     data = tmp_path / "nowhere" if case == "no images" else patches
     with pytest.raises(UserError, match=re.escape(said)):
         studied(data, tmp_path / "out", *words)
-
-
-# ------------------------------------------------------------------ recipes
-
-
-@pytest.mark.parametrize("method", RECIPES)
-@pytest.mark.parametrize(
-    "scale",
-    [
-        Scale(4261, 128, 12, 128, 32, (0.15, 0.6), 0.5, 0.0),
-        Scale(1_281_167, 2048, 100, 256, 224, blur=0.5, teacher="/t"),
-        Scale(60, 512, 1, 20, 96),
-    ],
-    ids=["patches", "imagenet", "few"],
-)
-def test_every_recipe_is_understood_and_gives_the_same_views(method, scale):
-    script, *words = words_of(method, scale)
-    call: Call = importlib.import_module(script.removesuffix(".py")).SCRIPT.parse(
-        [*words, "--data_path", "/d", "--dump_path", "/r", "--epochs", str(scale.epochs)]
-    )
-    views = call.settings.views
-    drawn = views.views(small=False) if script == "main_cwrgp.py" else views.views()
-    assert len(drawn) >= 2
-    for view in drawn:
-        if method != "w2ssl":
-            assert (view.size, view.scale) == (scale.size, scale.area)
-        assert view.jitter[0] == pytest.approx(0.4 * scale.jitter)
-        assert view.jitter[3] == pytest.approx(0.1 * scale.jitter)
-        assert (view.grayscale, view.blur, view.solarize, view.flip) == (scale.grayscale, scale.blur, 0, 0.5)
-        assert not getattr(view, "colours_first", False)
-
-
-def test_rules():
-    scale = Scale(4261, 128, 12, 128, 32)
-    assert (scale.num_clusters, scale.queue, scale.warmup) == (101, 33 * 128, 1)
-    assert scale.momentum(0.999) == pytest.approx(1 - 5 / (33 * 12), abs=1e-4)
-    assert Scale(10**6, 128, 100, 128, 32).momentum(0.999) == 0.999
-    assert Scale(4261, 128, 12, 256, 32).lr(0.06) == 0.12
-    assert Scale(4261, 128, 12, 512, 32, rate=3).lr(0.002, 0.5) == pytest.approx(0.012)
-
-
-# ------------------------------------------------------------------ work that is shared
-
-
-def fake(name: str, folder: Path, script: str, *needs: Task) -> Task:
-    return Task(name, "runs", name, 1, folder / "runs" / name, lambda: ["-c", script], needs)
-
-
-def judged(task: Task) -> str:
-    (task.folder / "judged.json").write_text("{}")
-    return "good"
-
-
-def test_what_is_needed_comes_first_and_failures_are_told(tmp_path):
-    log = tmp_path / "log"
-    note = f"open({str(log)!r}, 'a').write('{{}} ')"
-    first = fake("first", tmp_path, note.format("first"))
-    bad = fake("bad", tmp_path, "import sys; sys.exit('error: it is so')")
-    second = fake("second", tmp_path, note.format("second"), first)
-    third = fake("third", tmp_path, note.format("third"), bad)
-    said = []
-    work.work([third, second, bad, first], tmp_path / "claims", judged, said.append)
-    assert log.read_text() == "first second "
-    assert bad.reason() == "it is so"
-    assert third.reason() == "bad failed, which it needs"
-    assert "4 of 4 runs are over" in said[-1]
-
-
-def test_who_leaves_does_not_wait_for_what_others_are_at(tmp_path):
-    first = fake("first", tmp_path, "")
-    after = fake("after", tmp_path, "", first)
-    child = os.fork()
-    if child == 0:
-        with work.claimed(first, tmp_path / "claims"):
-            (tmp_path / "held").touch()
-            while not (tmp_path / "enough").exists():
-                time.sleep(0.01)
-        os._exit(0)
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
-    work.work([first], tmp_path / "claims", judged, print, leaves=True)  # returns
-    assert not first.is_over
-    (tmp_path / "enough").touch()
-    os.waitpid(child, 0)
-    seen = []
-    work.work([first, after], tmp_path / "claims", judged, print, leaves=True, look=lambda: seen.append(1))
-    assert after.is_judged  # it stays while something has yet to become ready
-    assert not seen  # so soon
-
-
-def test_two_processes_share_the_work(tmp_path):
-    log = tmp_path / "log"
-    script = f"import time; time.sleep(0.3); open({str(log)!r}, 'a').write('x')"
-    tasks = [fake(str(number), tmp_path, script) for number in range(6)]
-    child = os.fork()
-    if child == 0:
-        work.work(tasks, tmp_path / "claims", judged, lambda line: None)
-        os._exit(0)
-    mine = []
-    work.work(tasks, tmp_path / "claims", judged, mine.append)
-    assert os.waitpid(child, 0)[1] == 0
-    assert log.read_text() == "x" * 6  # each once
-    assert 0 < sum("trains" in line for line in mine) < 6
-
-
-def test_a_run_that_is_killed_goes_on(tmp_path):
-    log = tmp_path / "log"
-    script = f"""
-import os, signal
-seen = open({str(log)!r}, "a+"); seen.seek(0); before = seen.read(); seen.write("x"); seen.flush()
-if not before: os.kill(os.getpid(), signal.SIGKILL)
-"""
-    task = fake("killed", tmp_path, script)
-    work.work([task], tmp_path / "claims", judged, lambda line: None)
-    assert log.read_text() == "xx"
-    assert task.is_judged
 
 
 @pytest.mark.slow

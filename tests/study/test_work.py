@@ -1,0 +1,82 @@
+"""Runs that several processes share: each is done once, after what it needs, and goes on after a kill."""
+
+import os
+import time
+from pathlib import Path
+
+from src.study import work
+from src.study.plan import Task
+
+
+def fake(name: str, folder: Path, script: str, *needs: Task) -> Task:
+    return Task(name, "runs", name, 1, folder / "runs" / name, lambda: ["-c", script], needs)
+
+
+def judged(task: Task) -> str:
+    (task.folder / "judged.json").write_text("{}")
+    return "good"
+
+
+def test_what_is_needed_comes_first_and_failures_are_told(tmp_path):
+    log = tmp_path / "log"
+    note = f"open({str(log)!r}, 'a').write('{{}} ')"
+    first = fake("first", tmp_path, note.format("first"))
+    bad = fake("bad", tmp_path, "import sys; sys.exit('error: it is so')")
+    second = fake("second", tmp_path, note.format("second"), first)
+    third = fake("third", tmp_path, note.format("third"), bad)
+    said = []
+    work.work([third, second, bad, first], tmp_path / "claims", judged, said.append)
+    assert log.read_text() == "first second "
+    assert bad.reason() == "it is so"
+    assert third.reason() == "bad failed, which it needs"
+    assert "4 of 4 runs are over" in said[-1]
+
+
+def test_who_leaves_does_not_wait_for_what_others_are_at(tmp_path):
+    first = fake("first", tmp_path, "")
+    after = fake("after", tmp_path, "", first)
+    child = os.fork()
+    if child == 0:
+        with work.claimed(first, tmp_path / "claims"):
+            (tmp_path / "held").touch()
+            while not (tmp_path / "enough").exists():
+                time.sleep(0.01)
+        os._exit(0)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    work.work([first], tmp_path / "claims", judged, print, leaves=True)  # returns
+    assert not first.is_over
+    (tmp_path / "enough").touch()
+    os.waitpid(child, 0)
+    seen = []
+    work.work([first, after], tmp_path / "claims", judged, print, leaves=True, look=lambda: seen.append(1))
+    assert after.is_judged  # it stays while something has yet to become ready
+    assert not seen  # so soon
+
+
+def test_two_processes_share_the_work(tmp_path):
+    log = tmp_path / "log"
+    script = f"import time; time.sleep(0.3); open({str(log)!r}, 'a').write('x')"
+    tasks = [fake(str(number), tmp_path, script) for number in range(6)]
+    child = os.fork()
+    if child == 0:
+        work.work(tasks, tmp_path / "claims", judged, lambda line: None)
+        os._exit(0)
+    mine = []
+    work.work(tasks, tmp_path / "claims", judged, mine.append)
+    assert os.waitpid(child, 0)[1] == 0
+    assert log.read_text() == "x" * 6  # each once
+    assert 0 < sum("trains" in line for line in mine) < 6
+
+
+def test_a_run_that_is_killed_goes_on(tmp_path):
+    log = tmp_path / "log"
+    script = f"""
+import os, signal
+seen = open({str(log)!r}, "a+"); seen.seek(0); before = seen.read(); seen.write("x"); seen.flush()
+if not before: os.kill(os.getpid(), signal.SIGKILL)
+"""
+    task = fake("killed", tmp_path, script)
+    work.work([task], tmp_path / "claims", judged, lambda line: None)
+    assert log.read_text() == "xx"
+    assert task.is_judged
