@@ -115,7 +115,7 @@ def _run_forked(words: list[str], ranks: int, timeout: float) -> "subprocess.Com
                 if ranks:
                     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
                     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-                _become_the_script(words, out.fileno(), err.fileno())
+                become_the_script(words, out.fileno(), err.fileno())
             running.add(child)
         deadline = time.monotonic() + timeout
         while running:
@@ -139,8 +139,8 @@ def _run_forked(words: list[str], ranks: int, timeout: float) -> "subprocess.Com
         return subprocess.CompletedProcess(words, code, *texts)
 
 
-def _become_the_script(words: list[str], out: int, err: int) -> None:
-    """In the fork: what ``python SCRIPT ...`` does, with nothing left of the test runner."""
+def become_the_script(words: list[str], out: int, err: int, folder: Path = ROOT) -> None:
+    """In a fork: what ``python SCRIPT ...`` does in a folder, with nothing left of the process before."""
     code = 1
     try:
         atexit._clear()
@@ -148,7 +148,7 @@ def _become_the_script(words: list[str], out: int, err: int) -> None:
         os.dup2(err, 2)
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", closefd=False)
-        os.chdir(ROOT)
+        os.chdir(folder)
         sys.argv = words
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)

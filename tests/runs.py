@@ -4,16 +4,56 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 from src.checkpoints.store import read_run
-from tests.helpers import ROOT, script
+from tests.helpers import ROOT, become_the_script, script
 
 import torch
 
 
+class Forked:
+    """A script in a fork of this process, in a session of its own: what the tests need of ``subprocess.Popen``."""
+
+    def __init__(self, arguments):
+        self.returncode = None
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            become_the_script([str(argument) for argument in arguments], self._said.fileno(), self._said.fileno())
+        while self.poll() is None and os.getsid(self.pid) != self.pid:  # kill_everything kills sessions
+            time.sleep(0.001)
+
+    @property
+    def stdout(self):
+        self._said.seek(0)
+        return self._said
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout=240):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.stdout.read(), None
+
+
 def start(arguments, launcher=None):
+    """A script that goes on beside the test."""
+    if launcher is None and not torch.cuda.is_available():  # which a fork cannot use
+        return Forked(arguments)
     return subprocess.Popen(
         script(*arguments, launcher=launcher),
         cwd=ROOT,

@@ -39,8 +39,9 @@ class CPUSyncBatchNorm(_BatchNorm):
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.float()
-        count = self.sum(x.new_tensor([x.numel() / x.shape[1]]))
-        mean = self.sum(x.sum(axes)) / count
+        sums = self.sum(torch.cat([x.sum(axes), x.new_tensor([x.numel() / x.shape[1]])]))
+        count = sums[-1:]
+        mean = sums[:-1] / count
         centred = x - mean.view(shape)
         variance = self.sum(centred.square().sum(axes)) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:

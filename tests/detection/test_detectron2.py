@@ -36,21 +36,53 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
 
 
-def in_detectron2(code: str, *arguments: object) -> str:
-    """What a program prints that may import detectron2, by its last line."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()[-1]
+class Detectron2:
+    """Programs that import detectron2, each in a fork of one process that has done so (``server.py``)."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.detection.server"],
+            cwd=ROOT,
+            env=environment(DETECTRON2_DATASETS=str(root)),  # read when detectron2 is imported
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: object, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+        files = [self.folder / "out.txt", self.folder / "err.txt"]
+        request = {"words": [str(word) for word in words], "folder": str(folder)}
+        request |= {"out": str(files[0]), "err": str(files[1])}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        return subprocess.CompletedProcess(words, code, *(path.read_text() for path in files))
+
+    def says(self, code: str, *arguments: object) -> str:
+        """The last line that a program prints."""
+        (self.folder / "program.py").write_text(code)
+        result = self.run(self.folder / "program.py", *arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()[-1]
+
+    def train_net(self, *arguments: object, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+        return self.run(ROOT / "detection" / "train_net.py", *arguments, folder=folder)
 
 
-def train_net(*arguments: object, root: Path | None = None, cwd: Path = ROOT):
-    more = {"DETECTRON2_DATASETS": str(root)} if root else {}
-    environ = environment(**more)
-    if root is None:
-        environ.pop("DETECTRON2_DATASETS", None)
-    command = [sys.executable, "-W", "ignore", str(ROOT / "detection" / "train_net.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=900)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    make_coco(root)
+    make_voc(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def detectron2(data, tmp_path_factory):
+    found = Detectron2(data, tmp_path_factory.mktemp("programs"))
+    yield found
+    found.process.stdin.close()
+    found.process.wait()
 
 
 # ------------------------------------------------------------------------------------------------ configurations
@@ -167,9 +199,9 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def resolved():
+def resolved(detectron2):
     """Every configuration as detectron2 reads it."""
-    return json.loads(in_detectron2(RESOLVE, *(CONFIGS / f"{name}.yaml" for name in TABLE)))
+    return json.loads(detectron2.says(RESOLVE, *(CONFIGS / f"{name}.yaml" for name in TABLE)))
 
 
 def test_every_configuration_is_in_the_table():
@@ -217,11 +249,11 @@ torch.save(found, out)
 """
 
 
-def activations(tmp_path, config, weights, pixels, *options):
+def activations(detectron2, tmp_path, config, weights, pixels, *options):
     import torch
 
     torch.save(pixels, tmp_path / "pixels.pt")
-    in_detectron2(ACTIVATIONS, CONFIGS / config, weights, tmp_path / "pixels.pt", tmp_path / "found.pt", *options)
+    detectron2.says(ACTIVATIONS, CONFIGS / config, weights, tmp_path / "pixels.pt", tmp_path / "found.pt", *options)
     return torch.load(tmp_path / "found.pt")
 
 
@@ -254,7 +286,7 @@ def converted(family, tmp_path, arch="resnet50"):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_activations_are_ours(family, tmp_path):
+def test_activations_are_ours(detectron2, family, tmp_path):
     """Pixel order, mean and deviation, stride, names: all that a transfer can get wrong in silence."""
     import torch
 
@@ -269,7 +301,7 @@ def test_activations_are_ours(family, tmp_path):
         config = "w2ssl/R50-JigClu.yaml"
     if family == "disco":
         config = "disco/coco_R_50_C4_2x_moco.yaml"
-    found = activations(tmp_path, config, weights, pixels())
+    found = activations(detectron2, tmp_path, config, weights, pixels())
     assert {"res4", "res5"} <= found.keys()
     for stage, value in found.items():
         torch.testing.assert_close(value, expected[stage], rtol=1e-3, atol=1e-3)
@@ -293,13 +325,13 @@ print(json.dumps(said))
 """
 
 
-def test_every_configuration_builds_a_model_whose_backbone_is_filled(tmp_path):
+def test_every_configuration_builds_a_model_whose_backbone_is_filled(detectron2, tmp_path):
     weights = {}
     for depth in (18, 34, 50):
         (tmp_path / str(depth)).mkdir()
         weights[depth] = converted("moco", tmp_path / str(depth), f"resnet{depth}")[1]
     configs = {CONFIGS / f"{name}.yaml": values.get("MODEL.RESNETS.DEPTH", 50) for name, values in TABLE.items()}
-    said = json.loads(in_detectron2(BUILD, *(f"{path}={weights[depth]}" for path, depth in configs.items())))
+    said = json.loads(detectron2.says(BUILD, *(f"{path}={weights[depth]}" for path, depth in configs.items())))
     assert set(said) == {str(path) for path in configs}
     for config, lines in said.items():
         assert "fills all" in lines[0], config
@@ -307,19 +339,19 @@ def test_every_configuration_builds_a_model_whose_backbone_is_filled(tmp_path):
             assert "it fills 50 of 50 entries of the head's res5" in lines[1], config
 
 
-def test_a_wrong_pixel_order_would_show(tmp_path):
+def test_a_wrong_pixel_order_would_show(detectron2, tmp_path):
     import torch
 
     backbone, weights = converted("swav", tmp_path)
-    found = activations(tmp_path, "disco/pascal_voc_R_50_C4_24k_moco_as_released.yaml", weights, pixels())
+    found = activations(detectron2, tmp_path, "disco/pascal_voc_R_50_C4_24k_moco_as_released.yaml", weights, pixels())
     assert not torch.allclose(found["res4"], ours(backbone, pixels())["res4"], atol=0.05)
 
 
-def test_basic_blocks_fill_an_fpn(tmp_path):
+def test_basic_blocks_fill_an_fpn(detectron2, tmp_path):
     import torch
 
     backbone, weights = converted("disco", tmp_path, "resnet18")
-    found = activations(tmp_path, "twist/pascal_voc_R_18_FPN_24k.yaml", weights, pixels())
+    found = activations(detectron2, tmp_path, "twist/pascal_voc_R_18_FPN_24k.yaml", weights, pixels())
     for stage, value in ours(backbone, pixels()).items():
         torch.testing.assert_close(found[stage], value, rtol=1e-3, atol=1e-3)
 
@@ -334,14 +366,6 @@ QUICK = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    make_coco(root)
-    make_voc(root)
-    return root
-
-
 @pytest.mark.parametrize(("config", "family"), [
     ("moco/pascal_voc_R_50_C4_24k_moco", "intl"),
     ("moco/coco_R_50_C4_2x_moco", "moco"),
@@ -349,28 +373,30 @@ def data(tmp_path_factory):
     ("twist/R_50_FPN_1x_infomin", "swav"),
     ("w2ssl/mask_r50", "w2ssl"),
 ])  # fmt: skip
-def test_a_short_training_ends_in_an_ap(config, family, tmp_path, data):
+def test_a_short_training_ends_in_an_ap(detectron2, config, family, tmp_path):
     _, weights = converted(family, tmp_path)
-    result = train_net("--config-file", CONFIGS / f"{config}.yaml", "MODEL.WEIGHTS", weights, "OUTPUT_DIR",
-                       tmp_path / "out", *QUICK, root=data)  # fmt: skip
+    result = detectron2.train_net("--config-file", CONFIGS / f"{config}.yaml", "MODEL.WEIGHTS", weights, "OUTPUT_DIR",
+                                  tmp_path / "out", *QUICK)  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert "fills all" in result.stdout
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
     assert any("bbox/AP" in line for line in metrics), metrics
     if family == "twist":
         assert "paper: twist, resnet50, boxes on voc: AP 58.1  AP50 84.2  AP75 65.4" in result.stdout
-    again = train_net("--config-file", CONFIGS / f"{config}.yaml", "--resume", "--eval-only", "MODEL.WEIGHTS", weights,
-                      "OUTPUT_DIR", tmp_path / "out", *QUICK, root=data)  # fmt: skip
+    if family not in ("intl", "swav"):
+        return
+    again = detectron2.train_net("--config-file", CONFIGS / f"{config}.yaml", "--resume", "--eval-only",
+                                 "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / "out", *QUICK)  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]
 
 
 @pytest.mark.parametrize(("config", "depth"), [("coco_R_50_C4_2x_moco", 18), ("pascal_voc_R_50_C4_24k_moco", 34)])
-def test_discos_commands_for_small_resnets(tmp_path, data, config, depth):
+def test_discos_commands_for_small_resnets(detectron2, tmp_path, config, depth):
     """The published way: C4, whose head has bottlenecks that basic blocks do not fill. It is said, and it starts."""
     _, weights = converted("disco", tmp_path, f"resnet{depth}")
     config = CONFIGS / "disco" / f"{config}.yaml"
     small = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.WEIGHTS", weights]
-    result = train_net("--config-file", config, "--resume", *small, "OUTPUT_DIR", tmp_path / "out", *QUICK, root=data)
+    result = detectron2.train_net("--config-file", config, "--resume", *small, "OUTPUT_DIR", tmp_path / "out", *QUICK)
     assert result.returncode == 0, result.stderr[-3000:]
     (filled,) = re.findall(r"fills (\d+) of 50 entries of the head's res5", result.stdout)
     assert 0 < int(filled) < 50
@@ -404,7 +430,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "with_data", "message"), BAD, ids=[message for _, _, message in BAD])
-def test_bad_input(tmp_path, data, arguments, with_data, message):
+def test_bad_input(detectron2, tmp_path, arguments, with_data, message):
     import pickle
 
     (tmp_path / "other.pkl").write_bytes(b"hello")
@@ -412,7 +438,12 @@ def test_bad_input(tmp_path, data, arguments, with_data, message):
     content = pickle.loads(weights.read_bytes())
     (tmp_path / "part.pkl").write_bytes(pickle.dumps({**content, "model": dict(list(content["model"].items())[:20])}))
     words = [word.format(configs=CONFIGS, tmp=tmp_path) for word in arguments]
-    result = train_net(*words, root=data if with_data else None, cwd=tmp_path)
+    if with_data:
+        result = detectron2.train_net(*words, folder=tmp_path)
+    else:  # what is not set when detectron2 is imported
+        command = [sys.executable, "-W", "ignore", ROOT / "detection" / "train_net.py", *words]
+        environ = {name: value for name, value in environment().items() if name != "DETECTRON2_DATASETS"}
+        result = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=240)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2, result.stderr
     assert len(errors) == 1, result.stderr

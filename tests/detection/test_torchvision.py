@@ -1,6 +1,7 @@
 """detection/train_torchvision.py and the average precision beside it, without detectron2."""
 
 import json
+from functools import partial
 
 from detection import train_torchvision
 from detection.average_precision import Found, Truth, average_precision, overlaps
@@ -13,6 +14,16 @@ from tests.scripts.test_bad_input import fails
 import numpy as np
 import pytest
 import torch
+from torchvision.models import detection
+
+
+@pytest.fixture(autouse=True)
+def few_regions(monkeypatch):
+    """The published numbers of regions take minutes here, also where scripts run in forks of this process."""
+    few = {"rpn_pre_nms_top_n_train": 500, "rpn_pre_nms_top_n_test": 500, "rpn_post_nms_top_n_train": 300,
+           "rpn_post_nms_top_n_test": 300, "box_batch_size_per_image": 128}  # fmt: skip
+    monkeypatch.setattr(detection, "FasterRCNN", partial(detection.FasterRCNN, **few))
+
 
 # ------------------------------------------------------------------------------------------------ average precision
 

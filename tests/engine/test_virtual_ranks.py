@@ -22,7 +22,7 @@ import pytest
 import torch
 
 RANKS = 4
-STEPS = int(os.environ.get("STEPS_OF_SPLITS", "8"))  # twenty take a quarter of an hour
+STEPS = int(os.environ.get("STEPS_OF_SPLITS", "4"))  # an epoch has three; twenty take a quarter of an hour
 # Small rates: rounding must not grow to what a difference would be
 RATES = {"main_swav": "--base_lr 0.01", "main_cwrgp": "--lr 1e-4", "main_intl": "--lr 1e-3"}
 # What else a method can have: batch norms of groups of ranks, or of each alone; transformers that drop layers; batches

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from tests.helpers import ROOT, free_port, run
+from tests.helpers import ROOT, run, torchrun
 from tests.runs import assert_same_end, children_of, kill_everything, logged_steps, start, wait_for_steps
 from tests.scripts.test_main_swav import SMALL, command
 
@@ -97,14 +97,10 @@ def test_without_slurm_a_recipe_runs_on_this_machine(patches, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank_and_the_run_ends_as_if_undisturbed(patches, tmp_path):
-    extra = ("--epochs", 6, "--batch_size", 8, "--workers", 1, "--log_every", 1, "--save_every", 2)
+    extra = ("--epochs", 4, "--batch_size", 8, "--workers", 1, "--log_every", 1, "--save_every", 2)
 
-    def launcher(*options):
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-                f"--master_port={free_port()}", *options]  # fmt: skip
-
-    assert run(*command(patches, tmp_path / "a", *extra), launcher=launcher()).returncode == 0
-    process = start(command(patches, tmp_path / "b", *extra), launcher("--max_restarts=2"))
+    assert run(*command(patches, tmp_path / "a", *extra), ranks=2).returncode == 0
+    process = start(command(patches, tmp_path / "b", *extra), [*torchrun(2), "--max_restarts=2"])
     wait_for_steps(process, tmp_path / "b", 10)
     ranks = [pid for pid in children_of(process.pid) if children_of(pid)]  # each has a loader's worker
     os.kill(ranks[-1], signal.SIGKILL)
@@ -122,13 +118,9 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_ends_as_if_undisturbed(patc
 def test_four_ranks_go_on_as_two_and_say_what_changes(patches, tmp_path):
     extra = ("--epochs", 4, "--batch_size", 4, "--workers", 0, "--queue_length", 32, "--epoch_queue_starts", 0)
 
-    def launcher(processes):
-        return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-                f"--master_port={free_port()}"]  # fmt: skip
-
-    first = run(*command(patches, tmp_path, *extra, "--max_steps", 14), launcher=launcher(4))
+    first = run(*command(patches, tmp_path, *extra, "--max_steps", 14), ranks=4)
     assert first.returncode == 0, first.stderr
-    second = run(*command(patches, tmp_path, *extra, "--batch_size", 8), launcher=launcher(2))
+    second = run(*command(patches, tmp_path, *extra, "--batch_size", 8), ranks=2)
     assert second.returncode == 0, second.stderr
     assert "resuming on 2 ranks with 16 images a step what ran on 4 with 16" in second.stderr
     assert re.search(r"epoch 4/4", second.stdout)

@@ -18,6 +18,7 @@ import main_swav
 import main_twist
 import main_w2ssl
 from src.errors import UserError
+from src.models.backbones import vit
 from src.pretraining import Pretraining
 from src.settings import Leaf, flat, leaves
 from tests.built import Built, FakeImages, FakeTeacher, built
@@ -177,6 +178,12 @@ def described(value: Any, seen: set[int]) -> Any:
     if hasattr(value, "__dict__"):
         return [type(value).__name__, described(vars(value), seen)]
     return type(value).__name__
+
+
+@pytest.fixture(autouse=True)
+def short_transformers(monkeypatch):
+    """They are built a thousand times."""
+    monkeypatch.setattr(vit, "DEPTH", 2)
 
 
 @pytest.mark.parametrize("module", LINES, ids=lambda module: module.__name__)

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import study
 from src.errors import UserError
@@ -25,8 +27,16 @@ TINY = ["--epochs", "2", "--arch", "resnet18", "--width", "0.0625", "--size", "1
         "--device", "cpu", "--workers", "0", "--scored_images", "60"]  # fmt: skip
 
 
-def studied(data: Path, folder: Path, *words: object) -> int:
-    return study.main([str(data), "--dump_path", str(folder), *TINY, *map(str, words)])
+def in_a_fork(command: Sequence[str], folder: Path) -> tuple[int, str]:
+    """Stands for ``work._run``, whose new Pythons would take most of the time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = run(*command[1:])
+    return done.returncode, done.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
+
+
+def studied(data: Path, folder: Path, *words: object, trains: object = in_a_fork, tiny: Sequence[str] = TINY) -> int:
+    with mock.patch.object(work, "_run", trains):
+        return study.main([str(data), "--dump_path", str(folder), *tiny, *map(str, words)])
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +74,10 @@ def test_the_page_says_what_the_runs_reached(one, patches):
 
 
 @pytest.mark.slow
-def test_a_second_start_repeats_nothing_and_more_seeds_are_added(one, patches, tmp_path, monkeypatch):
+def test_a_second_start_repeats_nothing_and_more_seeds_are_added(one, patches, tmp_path):
     folder = tmp_path / "one"
     shutil.copytree(one, folder)
-    monkeypatch.setattr(work, "_run", None)
-    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2) == 0
-    monkeypatch.undo()
+    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2, trains=None) == 0
     before = (folder / "runs" / "swav-2" / "checkpoint.pth.tar").stat().st_mtime_ns
     assert studied(patches, folder, "--methods", "moco", "--seeds", 4) == 0
     assert (folder / "runs" / "moco-4" / "judged.json").exists()
@@ -140,8 +148,8 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(patches, tmp_path, cap
 @pytest.mark.slow
 def test_classes_without_test_images_rates_and_minutes(patches, tmp_path):
     shutil.copytree(patches / "train", tmp_path / "alone" / "images")
-    words = [*TINY[2:], "--methods", "disco", "--seeds", "1", "--rates", "0.5", "2", "--minutes", "0.03"]
-    assert study.main([str(tmp_path / "alone" / "images"), "--dump_path", str(tmp_path / "out"), *words]) == 0
+    words = ["--methods", "disco", "--seeds", 1, "--rates", 0.5, 2, "--minutes", 0.03]
+    assert studied(tmp_path / "alone" / "images", tmp_path / "out", *words, tiny=TINY[2:]) == 0
     text = (tmp_path / "out" / "study.md").read_text()
     assert "16 test images among them, held out from the classifiers" in text
     assert {path.name for path in (tmp_path / "out" / "rates").iterdir()} == {
