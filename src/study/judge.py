@@ -57,7 +57,9 @@ class Judge:
             train, test = (self._features(backbone, prepare, images) for images in (self.train, self.test))
             found, right = _by_labels(train, test, len(self.train.classes))
             knn, linear, indices = (right[name] for name in ("knn", "linear", "indices"))
-            write_atomically(folder / RIGHT, lambda file: np.savez(file, knn=knn, linear=linear, indices=indices))
+            write_atomically(
+                folder / RIGHT, lambda file: np.savez_compressed(file, knn=knn, linear=linear, indices=indices)
+            )
         batch_size = max(1, self.batch_size // 8)
         views = features_of_views(
             backbone, self.scored, self.view, prepare, batch_size=batch_size, workers=self.workers
