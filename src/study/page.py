@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checkpoints.files import write_atomically, write_json
 from ..engine.diagnostics import RANK_OF_A_COLLAPSE
-from ..engine.monitor import finite_or_none, read_log
+from ..engine.monitor import finite_or_none, number, read_log
 from ..evaluation.scores import SCORES
 from ..surroundings import commit, versions
 from .judge import RIGHT
@@ -81,12 +81,14 @@ def write_report(folder: Path, plan: Plan, command: str) -> str:
         *_ended(methods, order),
         *(line for name, found in tested.items() for line in _differences(methods, order, name, found)),
         *(scores_in_words(methods, agreed) if has_labels else recommendation(methods)),
+        *_rates(plan),
         "![intervals over seeds, and curves](study.png)",
         "",
     ]
     text = "\n".join(lines)
     write_atomically(folder / "study.md", lambda file: file.write(text.encode(errors="backslashreplace")))
-    write_json(folder / "study.json", {**_numbers(methods, tested), "scores": numbers(agreed)})
+    rates = {method: plan.rate_of(method) for method in plan.tries if plan.best_try(method)}
+    write_json(folder / "study.json", {**_numbers(methods, tested), "scores": numbers(agreed), "rates": rates})
     draw(methods, order, main, title, folder / "study.png")
     return text
 
@@ -124,27 +126,51 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
         command,
         "```",
         "",
-        *_chosen(plan),
+        *_lengths(plan),
         f"Code: {commit() or 'unknown'}; {known}.",
         "",
     ]
 
 
-def _chosen(plan: Plan) -> list[str]:
-    """What tries have decided, method by method."""
-    lines = []
-    if plan.tries:
-        chosen = {method: plan.rate_of(method) for method in plan.tries}
-        rates = ", ".join(f"{TITLES[method]} {rate:g}" for method, rate in chosen.items())
-        lines += [f"Factors on the learning rates, chosen by tries: {rates}.", ""]
-        ends = min(plan.settings.study.rates), max(plan.settings.study.rates)
-        outside = [TITLES[method] for method, rate in chosen.items() if rate in ends and len(plan.tries[method]) > 2]
-        if outside:
-            lines += [f"At an end of what was tried, so that another rate may be better: {', '.join(outside)}.", ""]
+def _lengths(plan: Plan) -> list[str]:
+    """The epochs that fitted into the minutes of a run, method by method."""
     timed = [method for method, task in plan.timings.items() if task.is_judged]
-    if timed:
-        lines += ["Epochs: " + ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in timed) + ".", ""]
-    return lines
+    if not timed:
+        return []
+    return ["Epochs: " + ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in timed) + ".", ""]
+
+
+def _rates(plan: Plan) -> list[str]:
+    """What each method reached in its tries, and which learning rate it kept."""
+    if not plan.tries:
+        return []
+    rates = plan.settings.study.rates
+    measure = LABELLED["knn"] if plan.images.test is not None else most_trusted_score().title
+    lines = [
+        "## Learning rates",
+        "",
+        "Each method was tried once with each factor on its learning rate, judged among the training images "
+        f"({measure}), and kept the best.",
+        "",
+        "| method | " + " | ".join(f"{rate:g}" for rate in rates) + " | kept |",
+        "|" + "---|" * (len(rates) + 2),
+    ]
+    for method, tries in plan.tries.items():
+        kept = f"{plan.rate_of(method):g}" if plan.best_try(method) else "-"
+        lines.append("| " + " | ".join([TITLES[method], *map(_tried, tries.values()), kept]) + " |")
+    ends = min(rates), max(rates)
+    outside = [TITLES[one] for one in plan.tries if plan.best_try(one) and plan.rate_of(one) in ends and len(rates) > 2]
+    if outside:
+        lines += ["", f"At an end of what was tried, so that another rate may be better: {', '.join(outside)}."]
+    return [*lines, ""]
+
+
+def _tried(task: Task) -> str:
+    if not task.is_judged:
+        return "failed" if task.has_failed else "-"
+    found = task.judged()
+    value = found.get("knn", found["scores"][most_trusted_score().name])
+    return "-" if value is None else f"{value:.1f}" if "knn" in found else number(value)
 
 
 def _tables(methods: Mapping[str, Method], order: list[str], has_labels: bool) -> list[str]:
