@@ -1,7 +1,9 @@
 """Small real images, cut once for all tests from the photographs in data/."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from src.models.backbones.resnet import RESNETS
 from tests.helpers import ROOT, photograph_patches
 
 import pytest
@@ -20,6 +22,15 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not shared.exists():
             photograph_patches(shared)
     return shared
+
+
+@pytest.fixture(scope="module")
+def short_resnets() -> Iterator[None]:
+    """ResNet-18 with one block in each stage: where ranks meet at every layer, layers are what tests wait for."""
+    block, _, width = RESNETS["resnet18"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RESNETS, "resnet18", (block, (1, 1, 1, 1), width))
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from tests.steps import make_teacher
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("short_resnets")
 RANKS = 4
 STEPS = int(os.environ.get("STEPS_OF_SPLITS", "4"))  # an epoch has three; twenty take a quarter of an hour
 # Small rates: rounding must not grow to what a difference would be

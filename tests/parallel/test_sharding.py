@@ -14,6 +14,7 @@ from tests.steps import LINES, make_teacher
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("short_resnets")
 SHORT = ("--epochs", 2, "--batch_size", 8, "--workers", 0, "--queue_length", 32, "--epoch_queue_starts", 0,
          "--freeze_prototypes_niters", 2, "--wd", 0.01, "--dist_url", "tcp://unused:1",
          "--base_lr", 0.02)  # fmt: skip  # a higher rate amplifies the first rounding difference a thousandfold a step

@@ -143,7 +143,7 @@ def test_colours_changed_in_workers_and_on_the_device_train_alike(patches, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("sync_bn", ["pytorch", "no"])
 def test_two_ranks_killed_at_random_points_end_in_the_same_weights(patches, tmp_path, sync_bn):
-    extra = (*LONG[:2], "--batch_size", 4, *LONG[4:], "--sync_bn", sync_bn)
+    extra = ("--epochs", 3, "--batch_size", 4, *LONG[4:], "--sync_bn", sync_bn)
     undisturbed = run(*command(patches, tmp_path / "a", *extra, "--workers", 1), ranks=2)
     assert undisturbed.returncode == 0, undisturbed.stderr
     kill_until_done(

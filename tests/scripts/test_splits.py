@@ -12,6 +12,7 @@ from tests.helpers import on_ranks
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("short_resnets")
 TINY = (
     "--arch resnet18 --width 0.0625 --stem small --device cpu --tensorboard false --workers 0 --epochs 2 --log_every 1"
 )
