@@ -13,7 +13,6 @@ from pathlib import Path
 
 from detection import convert_to_detectron2
 from tests.detection.families import FAMILIES, save
-from tests.detection.toy import make_coco, make_voc
 from tests.helpers import ROOT
 
 import pytest
@@ -67,14 +66,6 @@ class Detectron2:
 
     def train_net(self, *arguments: object, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
         return self.run(ROOT / "detection" / "train_net.py", *arguments, folder=folder)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    make_coco(root)
-    make_voc(root)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from detection import train_torchvision
 from detection.average_precision import Found, Truth, average_precision, overlaps
 from detection.boxes import open_coco, open_voc
 from tests.detection.families import save
-from tests.detection.toy import make_coco, make_voc, pictures
+from tests.detection.toy import make_voc, pictures
 from tests.helpers import run
 from tests.scripts.test_bad_input import fails
 
@@ -90,14 +90,6 @@ def test_average_precision_by_hand():
 
 
 # ------------------------------------------------------------------------------------------------ data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    make_coco(root)
-    make_voc(root)
-    return root
 
 
 def test_boxes_are_those_of_the_files(data):
