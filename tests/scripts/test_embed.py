@@ -276,7 +276,7 @@ def test_too_few_images(patches, tmp_path):
         embedded(tmp_path / "few", *SMALL, "--dump_path", tmp_path / "none", "--page", "false")
 
 
-@pytest.mark.parametrize("projection", ["pca", "tsne", "umap"])
+@pytest.mark.parametrize("projection", ["pca", "tsne", pytest.param("umap", marks=pytest.mark.slow)])
 def test_images_that_are_all_alike_have_a_page(projection, patches, tmp_path):
     (tmp_path / "same").mkdir()
     image = next((patches / "train" / "leaf").glob("*.png"))

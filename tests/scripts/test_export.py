@@ -118,9 +118,9 @@ def test_the_hub_fills_torchvisions_resnet_and_the_wide_ones(tmp_path, monkeypat
     "shape",
     [
         {"arch": "resnet18", "width": 0.125, "stem": "small"},
-        {"arch": "resnet50", "width": 0.125},
+        pytest.param({"arch": "resnet50", "width": 0.125}, marks=pytest.mark.slow),
         {"arch": "vit_t"},
-        {"arch": "mobilenetv3_small_050", "channels": 1},
+        pytest.param({"arch": "mobilenetv3_small_050", "channels": 1}, marks=pytest.mark.slow),
     ],
     ids=lambda shape: shape["arch"],
 )

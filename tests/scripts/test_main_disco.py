@@ -205,7 +205,13 @@ def test_swav_with_a_teacher(patches, tmp_path, teacher):
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["--teacher", "{teacher}"], ["--method", "seed", "--teacher", "{teacher}"]], ids=" ".join
+    "extra",
+    [
+        [],
+        pytest.param(["--teacher", "{teacher}"], marks=pytest.mark.slow),
+        pytest.param(["--method", "seed", "--teacher", "{teacher}"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
 )
 def test_resume_is_exact(patches, tmp_path, teacher, extra):
     """Queue and pointer with it; the permutations follow from the step."""

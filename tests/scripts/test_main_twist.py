@@ -79,7 +79,7 @@ def test_both_phases_and_what_they_write(patches, tmp_path):
 
 @pytest.mark.parametrize(
     "kind",
-    ["teacher", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lars", "two views, then multi-crop"))],
+    [pytest.param(kind, marks=pytest.mark.slow) for kind in ("teacher", "lars", "two views, then multi-crop")],
 )
 def test_resume_is_exact_on_either_side_of_the_switch(patches, tmp_path, kind):
     extra = {

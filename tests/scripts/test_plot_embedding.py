@@ -34,6 +34,7 @@ def test_bad_input(patches, tmp_path, extra, message):
     assert (result.returncode, message in result.stderr) == (2, True), result.stderr
 
 
+@pytest.mark.slow
 def test_umap_is_optional(patches, tmp_path):
     result = run("plot_embedding.py", "--data_path", patches, *BASE, "--dump_path", tmp_path, "--nmb_classes", 2,
                  "--per_class", 9, "--projection", "umap")  # fmt: skip
