@@ -4,7 +4,7 @@ PIP := .venv/bin/python -m pip install --disable-pip-version-check --quiet
 EPOCHS ?= 12
 SEEDS ?= 5
 STUDY_EPOCHS ?= 4
-RATES ?= 0.3 1 3
+RATES ?= 1
 METHODS ?=
 STUDY ?= studies/patches
 # Memory that is freed is kept: fetched anew for every tensor, it costs a training on the CPU a fifth of its time
@@ -15,7 +15,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.trim_threshold=2147483648:glibc.malloc.mma
 quickstart: .venv/installed
 	.venv/bin/python scripts/quickstart.py --epochs $(EPOCHS)
 
-# The study of the photographs in docs/results.md; METHODS, SEEDS, STUDY_EPOCHS and RATES=1 make it shorter
+# The study of the photographs in docs/results.md; METHODS, SEEDS, STUDY_EPOCHS make it shorter
 study: .venv/installed
 	.venv/bin/python scripts/cut_patches.py
 	.venv/bin/python study.py data/patches $(if $(METHODS),--methods $(METHODS)) --seeds $(SEEDS) --epochs $(STUDY_EPOCHS) --rates $(RATES) \
