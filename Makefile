@@ -7,7 +7,7 @@ STUDY_EPOCHS ?= 4
 RATES ?= 1
 METHODS ?=
 STUDY ?= studies/patches
-# Memory that is freed is kept: fetched anew for every tensor, it costs a training on the CPU a fifth of its time
+# Memory that is freed is kept: on the CPU, small networks would spend a good part of each step on fetching it anew
 export GLIBC_TUNABLES ?= glibc.malloc.trim_threshold=2147483648:glibc.malloc.mmap_max=0
 
 .PHONY: quickstart study test slow lint detectron2 clean
@@ -15,7 +15,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.trim_threshold=2147483648:glibc.malloc.mma
 quickstart: .venv/installed
 	.venv/bin/python scripts/quickstart.py --epochs $(EPOCHS)
 
-# The study of the photographs in docs/results.md; METHODS, SEEDS, STUDY_EPOCHS make it shorter
+# The study of the photographs in docs/results.md; METHODS, SEEDS and STUDY_EPOCHS make it shorter; RATES tries rates
 study: .venv/installed
 	.venv/bin/python scripts/cut_patches.py
 	.venv/bin/python study.py data/patches $(if $(METHODS),--methods $(METHODS)) --seeds $(SEEDS) --epochs $(STUDY_EPOCHS) --rates $(RATES) \

@@ -67,7 +67,7 @@ def test_every_method_is_among_the_lines():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_more_steps_wait_for_nothing(patches, tmp_path, script):
     names = [name for name, line in LINES.items() if line.startswith(script)]
-    found = audited(patches, tmp_path, names, {"bf16": 4})
+    found = audited(patches, tmp_path, names, {"fp32": 4, "bf16": 4})
     assert {name: faults for name, faults in found["faults"].items() if faults} == {}
 
 

@@ -19,7 +19,7 @@ from .method import Method
 from .picture import draw
 from .plan import RANDOM, Task
 from .recipes import DISTILLED, TITLES
-from .runs import RUNS, Plan
+from .runs import RUNS, Plan, compared
 from .statistics import SEEDS, Difference, differences, to_the_best
 
 LABELLED = {"knn": "10-NN, %", "linear": "linear, %", "nmi": "NMI, %"}
@@ -75,20 +75,20 @@ def write_report(folder: Path, plan: Plan, command: str) -> str:
     order = sorted(methods, key=lambda name: -np.mean([sign * x for x in methods[name].values(main)] or [-math.inf]))
     tested = {name: _tested(methods, name) for name in MEASURES} if has_labels else {}
     agreed = {score.name: agreement(methods, score) for score in SCORES} if has_labels else {}
+    kept = {method: plan.rate_of(method) for method in plan.tries if plan.best_try(method)}
     lines = [
         *_head(plan, methods, command),
         *_tables(methods, order, has_labels),
         *_ended(methods, order),
         *(line for name, found in tested.items() for line in _differences(methods, order, name, found)),
         *(scores_in_words(methods, agreed) if has_labels else recommendation(methods)),
-        *_rates(plan),
+        *_rates(plan, kept),
         "![intervals over seeds, and curves](study.png)",
         "",
     ]
     text = "\n".join(lines)
     write_atomically(folder / "study.md", lambda file: file.write(text.encode(errors="backslashreplace")))
-    rates = {method: plan.rate_of(method) for method in plan.tries if plan.best_try(method)}
-    write_json(folder / "study.json", {**_numbers(methods, tested), "scores": numbers(agreed), "rates": rates})
+    write_json(folder / "study.json", {**_numbers(methods, tested), "scores": numbers(agreed), "rates": kept})
     draw(methods, order, main, title, folder / "study.png")
     return text
 
@@ -140,8 +140,8 @@ def _lengths(plan: Plan) -> list[str]:
     return ["Epochs: " + ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in timed) + ".", ""]
 
 
-def _rates(plan: Plan) -> list[str]:
-    """What each method reached in its tries, and which learning rate it kept."""
+def _rates(plan: Plan, kept: Mapping[str, float]) -> list[str]:
+    """What each method reached in its tries, and which factor on its learning rate it kept."""
     if not plan.tries:
         return []
     rates = plan.settings.study.rates
@@ -156,10 +156,10 @@ def _rates(plan: Plan) -> list[str]:
         "|" + "---|" * (len(rates) + 2),
     ]
     for method, tries in plan.tries.items():
-        kept = f"{plan.rate_of(method):g}" if plan.best_try(method) else "-"
-        lines.append("| " + " | ".join([TITLES[method], *map(_tried, tries.values()), kept]) + " |")
+        last = f"{kept[method]:g}" if method in kept else "-"
+        lines.append("| " + " | ".join([TITLES[method], *map(_tried, tries.values()), last]) + " |")
     ends = min(rates), max(rates)
-    outside = [TITLES[one] for one in plan.tries if plan.best_try(one) and plan.rate_of(one) in ends and len(rates) > 2]
+    outside = [TITLES[method] for method, rate in kept.items() if rate in ends and len(rates) > 2]
     if outside:
         lines += ["", f"At an end of what was tried, so that another rate may be better: {', '.join(outside)}."]
     return [*lines, ""]
@@ -169,7 +169,7 @@ def _tried(task: Task) -> str:
     if not task.is_judged:
         return "failed" if task.has_failed else "-"
     found = task.judged()
-    value = found.get("knn", found["scores"][most_trusted_score().name])
+    value = compared(found)
     return "-" if value is None else f"{value:.1f}" if "knn" in found else number(value)
 
 

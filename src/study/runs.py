@@ -153,10 +153,15 @@ class Plan:
 
 def goodness(judged: Mapping[str, Any]) -> float:
     """By what tries are compared."""
-    guide = most_trusted_score()
-    value = judged["knn"] if "knn" in judged else judged["scores"][guide.name]
-    sign = 1 if "knn" in judged else guide.sign
+    value = compared(judged)
+    sign = 1 if "knn" in judged else most_trusted_score().sign
     return -math.inf if value is None or math.isnan(value) else sign * float(value)
+
+
+def compared(judged: Mapping[str, Any]) -> float | None:
+    """kNN, or without labels the score that is most trusted."""
+    value: float | None = judged["knn"] if "knn" in judged else judged["scores"][most_trusted_score().name]
+    return value
 
 
 def precision_of(device: torch.device) -> str:
