@@ -10,6 +10,7 @@ matplotlib.use("Agg")  # no screen is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from ..plots import save_figure
 from .method import Method
@@ -48,6 +49,7 @@ def draw(methods: Mapping[str, Method], order: list[str], name: str, title: str,
             means = [float(np.mean(by_epoch[epoch])) for epoch in epochs]
             right.plot(epochs, means, marker="o", markersize=3, linestyle=style, label=methods[one].title)
     right.set(xlabel="epoch", title=f"while training: {known} (mean over seeds)")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.grid(alpha=0.3)
     if right.lines:
         right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

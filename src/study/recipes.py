@@ -4,8 +4,8 @@
   of the same size. With the same seed the images come in the same order, and crops have the same boxes and flips.
   W2SSL's montages of four patches have that size, and its patches have no largest share. As published, INTL, TWIST,
   DINO and W2SSL change saturation half as much, and INTL, TWIST and DINO resize bicubically. Nothing is solarised.
-* Learning rates are those that were found on the quickstart's photographs at 128 images a step, times batch / 128;
-  Adam's times its square root. ``rate`` multiplies them.
+* Learning rates are those of the best of five tries on the quickstart's photographs at 128 images a step
+  (docs/results.md), times batch / 128; Adam's times its square root. ``rate`` multiplies them.
 * A tenth of the epochs is warm-up (at least one where there are two or more), then a cosine, where a method has these.
 * Hidden layers have twice the backbone's features; embeddings half of them, or (joint-embedding methods) twice. INTL's
   are at least twice the batch, since it whitens the batch over them, and each group of CW-RGP's at least twice what is
@@ -104,12 +104,12 @@ def _twist(s: Scale) -> Words:
     return ["main_twist.py", *views, *colours, *head, *course, "--mme_epochs", s.epochs, "--sl_warmup_epochs", 0]
 
 
-def _intl(s: Scale, method: str) -> Words:
+def _intl(s: Scale, method: str, lr: float) -> Words:
     views = ["--nmb_crops", 1, 1, "--crops_size", s.size, s.size, "--min_scale_crops", *[s.area[0]] * 2]
     views += ["--max_scale_crops", *[s.area[1]] * 2, "--gaussian_prob", s.blur, s.blur, "--solarization_prob", 0, 0]
     colours = ["--jitter_strength", s.jitter, "--grayscale", s.grayscale]
     head = ["--head_layers", 2, "--head_size", 2 * s.width, "--emb", max(2 * s.width, 2 * s.batch)]
-    course = ["--bs", s.batch, "--lr", s.lr_for_256(0.3), "--warmup_eps", s.warmup]
+    course = ["--bs", s.batch, "--lr", s.lr_for_256(lr), "--warmup_eps", s.warmup]
     course += ["--m", s.momentum(0.99)] if method == "intl_m" else []
     return ["main_intl.py", "--method", method, *views, *colours, *head, *course]
 
@@ -148,8 +148,8 @@ def _joint(s: Scale, method: str, *more: object, views: int = 2, optimizer: str 
     return ["main_cwrgp.py", "--method", method, *crops, *colours, "--gs_p", s.grayscale, *head, *course, *more]
 
 
-def _whitened(s: Scale, method: str, *more: object, views: int = 2) -> Words:
-    return _joint(s, method, "--w_eps", 1e-3, *more, views=views)
+def _whitened(s: Scale, method: str, *more: object, lr: float, views: int = 2) -> Words:
+    return _joint(s, method, "--w_eps", 1e-3, *more, views=views, lr=lr)
 
 
 def _divisor(number: int, at_most: int) -> int:
@@ -157,15 +157,15 @@ def _divisor(number: int, at_most: int) -> int:
     return next(one for one in range(min(number, at_most), 0, -1) if number % one == 0)
 
 
-def _cwrgp(s: Scale, views: int) -> Words:
+def _cwrgp(s: Scale, views: int, lr: float) -> Words:
     together, groups = _divisor(s.batch, 64), 2
     emb = max(2 * s.width, 2 * groups * together)
-    return _whitened(s, "cwrgp", "--w_size", together, "--group", groups, "--emb", emb, views=views)
+    return _whitened(s, "cwrgp", "--w_size", together, "--group", groups, "--emb", emb, views=views, lr=lr)
 
 
 def _wmse(s: Scale) -> Words:
     together = _divisor(s.batch, 128)
-    return _whitened(s, "wmse", "--axis", 1, "--w_size", together, "--emb", max(2, together // 2))
+    return _whitened(s, "wmse", "--axis", 1, "--w_size", together, "--emb", max(2, together // 2), lr=0.006)
 
 
 def _moco(s: Scale, *more: object, lr: float = 0.06) -> Words:
@@ -188,7 +188,7 @@ def _w2ssl(s: Scale) -> Words:
         s.grayscale,
     ]
     head = ["--moco_mlp_dim", 4 * s.width, "--crop_proj_dim", s.width, "--loss_crop", 1.0]
-    course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.lr_for_256(0.9)]
+    course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.lr_for_256(2.7)]
     course += ["--moco_m_cos", "--moco_m", s.momentum(0.99)]
     return ["main_w2ssl.py", *views, "--solarize", 0, "--blur", s.blur, s.blur, *head, *course]
 
@@ -204,24 +204,24 @@ def _dino(s: Scale) -> Words:
 
 TEACHER, DISTILLED = "moco", "disco"  # of the same seed
 RECIPES: dict[str, Callable[[Scale], Words]] = {
-    "swav": lambda s: _multi_crop(s, "swav", 1, 3.0),
+    "swav": lambda s: _multi_crop(s, "swav", 1, 30.0),
     "deepcluster-v2": lambda s: _multi_crop(s, "deepcluster-v2", 3, 3.0),
     "sela-v2": lambda s: _multi_crop(s, "sela-v2", 3, 3.0),
     "twist": _twist,
-    "intl": lambda s: _intl(s, "intl"),
-    "intl_m": lambda s: _intl(s, "intl_m"),
-    "cwrgp2": lambda s: _cwrgp(s, 2),
-    "cwrgp4": lambda s: _cwrgp(s, 4),
+    "intl": lambda s: _intl(s, "intl", 3.0),
+    "intl_m": lambda s: _intl(s, "intl_m", 0.09),
+    "cwrgp2": lambda s: _cwrgp(s, 2, 0.0002),
+    "cwrgp4": lambda s: _cwrgp(s, 4, 0.0006),
     "wmse": _wmse,
     "simclr": lambda s: _joint(s, "contrastive"),
-    "byol": lambda s: _joint(s, "byol", "--byol_tau", s.momentum(0.99)),
+    "byol": lambda s: _joint(s, "byol", "--byol_tau", s.momentum(0.99), lr=0.006),
     "simsiam": lambda s: _joint(s, "simsiam", optimizer="sgd", lr=0.06),
-    "barlowtwins": lambda s: _joint(s, "barlowtwins"),
+    "barlowtwins": lambda s: _joint(s, "barlowtwins", lr=0.006),
     "vicreg": lambda s: _joint(s, "vicreg"),
-    "zero_icl": lambda s: _joint(s, "zero_icl"),
+    "zero_icl": lambda s: _joint(s, "zero_icl", lr=0.006),
     "moco": _moco,
-    # the distilled term weighs 32 times as much, and at MoCo's rate it ends the network in its first steps
-    "disco": lambda s: _moco(s, "--teacher", s.teacher, "--distill_norm", "ref32", lr=0.015),
+    # the distilled term weighs 32 times as much, so that it wants a smaller rate
+    "disco": lambda s: _moco(s, "--teacher", s.teacher, "--distill_norm", "ref32", lr=0.0045),
     "w2ssl": _w2ssl,
     "dino": _dino,
 }

@@ -161,7 +161,7 @@ def test_classes_without_test_images_rates_and_minutes(patches, tmp_path):
     best = max(tried, key=tried.get)
     assert f"| DisCo | {tried['0.5']:.1f} | {tried['2']:.1f} | {best} |" in text
     assert json.loads((tmp_path / "out" / "study.json").read_text())["rates"]["disco"] == float(best)
-    assert given["lr"] == pytest.approx(float(best) * 0.015 * 32 / 128)
+    assert given["lr"] == pytest.approx(float(best) * 0.0045 * 32 / 128)
     assert given["teacher"].endswith("runs/moco-1/checkpoint.pth.tar")
     rate = json.loads((tmp_path / "out" / "timing" / "disco-timing" / "judged.json").read_text())["cost"]
     assert given["epochs"] == max(1, int(0.03 * 60 * rate["images_per_second"] / 96))
