@@ -17,9 +17,10 @@ from .judge import RIGHT
 from .label_free import agreement, most_trusted_score, numbers, recommendation, scores_in_words
 from .method import Method
 from .picture import draw
-from .plan import RANDOM, Task
+from .plan import RANDOM, Task, read_object
+from .rates import compared
 from .recipes import DISTILLED, TITLES
-from .runs import RUNS, Plan, compared
+from .runs import RUNS, Plan
 from .statistics import SEEDS, Difference, differences, to_the_best
 
 LABELLED = {"knn": "10-NN, %", "linear": "linear, %", "nmi": "NMI, %"}
@@ -116,7 +117,7 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
     over = sum(task.is_over for task in plan.tasks)
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if name in ("torch", "torchvision"))
     return [
-        "# Study",
+        f"# Study: {plan.folder.name}",
         "",
         f"{plan.images.words}. {network.spec.name}, {views.size} pixels, {length}, {own.batch_size} images a step, "
         f"{seeds}. Means and 95 % intervals over seeds.",
@@ -127,9 +128,17 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
         "```",
         "",
         *_lengths(plan),
-        f"Code: {commit() or 'unknown'}; {known}.",
+        f"Code: {', '.join(_commits(plan)) or 'unknown'}; {known}.",
         "",
     ]
+
+
+def _commits(plan: Plan) -> list[str]:
+    """Of the runs, which tell them in their settings; until there are any, of this program."""
+    trained = [task for tasks in tasks_in(plan.folder, plan).values() for task in tasks if task.method != RANDOM]
+    told = [task.folder / "settings.json" for task in trained if task.is_judged]
+    found = {str(read_object(path).get("commit", "")) for path in told if path.exists()} or {commit()}
+    return sorted(found - {""})
 
 
 def _lengths(plan: Plan) -> list[str]:
@@ -150,7 +159,8 @@ def _rates(plan: Plan, kept: Mapping[str, float]) -> list[str]:
         "## Learning rates",
         "",
         "Each method was tried once with each factor on its learning rate, judged among the training images "
-        f"({measure}), and kept the best.",
+        f"({measure}), and kept the best. One run is a matter of chance, so a factor counts half by its own and a "
+        "quarter by each of the two beside it.",
         "",
         "| method | " + " | ".join(f"{rate:g}" for rate in rates) + " | kept |",
         "|" + "---|" * (len(rates) + 2),

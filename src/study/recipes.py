@@ -4,7 +4,7 @@
   of the same size. With the same seed the images come in the same order, and crops have the same boxes and flips.
   W2SSL's montages of four patches have that size, and its patches have no largest share. As published, INTL, TWIST,
   DINO and W2SSL change saturation half as much, and INTL, TWIST and DINO resize bicubically. Nothing is solarised.
-* Learning rates are those of the best of five tries on the quickstart's photographs at 128 images a step
+* Learning rates are those that five tries or six on the quickstart's photographs speak for at 128 images a step
   (docs/results.md), times batch / 128; Adam's times its square root. ``rate`` multiplies them.
 * A tenth of the epochs is warm-up (at least one where there are two or more), then a cosine, where a method has these.
 * Hidden layers have twice the backbone's features; embeddings half of them, or (joint-embedding methods) twice. INTL's
@@ -188,7 +188,7 @@ def _w2ssl(s: Scale) -> Words:
         s.grayscale,
     ]
     head = ["--moco_mlp_dim", 4 * s.width, "--crop_proj_dim", s.width, "--loss_crop", 1.0]
-    course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.lr_for_256(2.7)]
+    course = ["--batch_size", s.batch, "--warmup_epochs", s.warmup, "--lr", s.lr_for_256(9.0)]
     course += ["--moco_m_cos", "--moco_m", s.momentum(0.99)]
     return ["main_w2ssl.py", *views, "--solarize", 0, "--blur", s.blur, s.blur, *head, *course]
 
@@ -204,14 +204,14 @@ def _dino(s: Scale) -> Words:
 
 TEACHER, DISTILLED = "moco", "disco"  # of the same seed
 RECIPES: dict[str, Callable[[Scale], Words]] = {
-    "swav": lambda s: _multi_crop(s, "swav", 1, 30.0),
+    "swav": lambda s: _multi_crop(s, "swav", 1, 9.0),
     "deepcluster-v2": lambda s: _multi_crop(s, "deepcluster-v2", 3, 3.0),
-    "sela-v2": lambda s: _multi_crop(s, "sela-v2", 3, 3.0),
+    "sela-v2": lambda s: _multi_crop(s, "sela-v2", 3, 9.0),
     "twist": _twist,
     "intl": lambda s: _intl(s, "intl", 3.0),
     "intl_m": lambda s: _intl(s, "intl_m", 0.09),
     "cwrgp2": lambda s: _cwrgp(s, 2, 0.0002),
-    "cwrgp4": lambda s: _cwrgp(s, 4, 0.0006),
+    "cwrgp4": lambda s: _cwrgp(s, 4, 0.0002),
     "wmse": _wmse,
     "simclr": lambda s: _joint(s, "contrastive"),
     "byol": lambda s: _joint(s, "byol", "--byol_tau", s.momentum(0.99), lr=0.006),

@@ -1,11 +1,9 @@
 """From the settings of a study to its runs."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,8 +14,8 @@ from ..models.backbones import feature_width
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
 from .images import StudyImages, open_study_images
 from .judge import JUDGED, NEIGHBOURS, Judge, cost_of
-from .label_free import most_trusted_score
 from .plan import RANDOM, Task
+from .rates import best_rate
 from .recipes import DISTILLED, TEACHER, Scale, require_batches, words_of
 from .settings import Settings
 
@@ -82,14 +80,15 @@ class Plan:
         return max(1, int(own.minutes * 60 * rate / len(self.images.train)))
 
     def rate_of(self, method: str) -> float:
-        """The factor on the learning rate that was best in the tries."""
-        known = {rate: task.judged() for rate, task in self.tries.get(method, {}).items() if task.is_judged}
-        return max(known, key=lambda rate: goodness(known[rate])) if known else float(self.settings.study.rates[0])
+        """The factor on the learning rate that the tries speak for."""
+        over = {rate: task for rate, task in self.tries.get(method, {}).items() if task.is_over}
+        kept = best_rate({rate: task.judged() if task.is_judged else None for rate, task in over.items()})
+        return float(self.settings.study.rates[0]) if kept is None else kept
 
     def best_try(self, method: str) -> Task | None:
-        """The one with the best rate; None where all failed."""
-        known = {rate: task for rate, task in self.tries[method].items() if task.is_judged}
-        return known[self.rate_of(method)] if known else None
+        """The one with the rate that is kept; None where all failed."""
+        task = self.tries[method][self.rate_of(method)]
+        return task if task.is_judged else None
 
     def command(self, task: Task, rate: float | None, teacher: Callable[[], Task | None]) -> list[str]:
         """The command line of a run; ``rate`` None takes the best one. Raises UserError where its teacher failed."""
@@ -149,19 +148,6 @@ class Plan:
             k = min(NEIGHBOURS, len(self.images.train))
             words += ["--knn_freq", every, "--knn_k", k, "--knn_train_images", 5000, "--knn_rule", "weighted"]
         return [str(word) for word in words]
-
-
-def goodness(judged: Mapping[str, Any]) -> float:
-    """By what tries are compared."""
-    value = compared(judged)
-    sign = 1 if "knn" in judged else most_trusted_score().sign
-    return -math.inf if value is None or math.isnan(value) else sign * float(value)
-
-
-def compared(judged: Mapping[str, Any]) -> float | None:
-    """kNN, or without labels the score that is most trusted."""
-    value: float | None = judged["knn"] if "knn" in judged else judged["scores"][most_trusted_score().name]
-    return value
 
 
 def precision_of(device: torch.device) -> str:

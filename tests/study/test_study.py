@@ -50,7 +50,9 @@ def one(patches, tmp_path_factory) -> Path:
 def test_the_page_says_what_the_runs_reached(one, patches):
     text = (one / "study.md").read_text()
     assert re.search(r"96 training images of 4 classes \(\w+, \w+, \w+, \.\.\.\); 32 test images of their own", text)
+    assert text.startswith("# Study: one\n")
     assert "resnet18w0.0625, 16 pixels, 2 epochs, 32 images a step, 3 seeds" in text
+    assert f"Code: {json.loads((one / 'runs' / 'swav-1' / 'settings.json').read_text())['commit']}" in text
     for title in ("SwAV", "MoCo-v2", "random weights"):
         assert len(re.findall(rf"^\| {title} \|", text, re.MULTILINE)) >= 1
     judged = [json.loads((one / "runs" / f"swav-{seed}" / "judged.json").read_text()) for seed in (1, 2, 3)]
