@@ -21,7 +21,7 @@ from .plan import RANDOM, Task, read_object
 from .rates import compared
 from .recipes import DISTILLED, TITLES
 from .runs import RUNS, Plan
-from .statistics import SEEDS, Difference, differences, to_the_best
+from .statistics import SEEDS, Difference, best_of, differences, less
 
 LABELLED = {"knn": "10-NN, %", "linear": "linear, %", "nmi": "NMI, %"}
 MEASURES = ("knn", "linear")  # of which differences are tested
@@ -95,17 +95,15 @@ def write_report(folder: Path, plan: Plan, command: str) -> str:
 
 
 class Tested(NamedTuple):
-    """All pairs of methods by one measure, the best method, and all others less it."""
+    """All pairs of methods by one measure, and the best method."""
 
     pairs: dict[tuple[str, str], Difference]
     best: str
-    others: dict[str, Difference]
 
 
 def _tested(methods: Mapping[str, Method], name: str) -> Tested | None:
     right = {method: one.right[name] for method, one in methods.items() if name in one.right}
-    pairs = differences(right)
-    return Tested(pairs, *to_the_best(right, pairs)) if len(right) > 1 else None
+    return Tested(differences(right), best_of(right)) if len(right) > 1 else None
 
 
 def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
@@ -229,17 +227,25 @@ def _ended(methods: Mapping[str, Method], order: list[str]) -> list[str]:
 
 
 def _differences(methods: Mapping[str, Method], order: list[str], name: str, found: Tested | None) -> list[str]:
+    """To the best, and to random weights."""
     if found is None:
         return []
-    _, best, others = found
+    by = LABELLED[name].removesuffix(", %")
     lines = [
-        f"## Differences to the best by {LABELLED[name].removesuffix(', %')}, {methods[best].title}",
+        f"## Differences to the best by {by}, {methods[found.best].title}",
         "",
         "In percent, paired by seed and test image. Intervals and p hold for all pairs of methods together (Tukey).",
         "",
-        "| method | difference | p | |",
-        "|---|---|---|---|",
+        *_less(methods, order, less(found.best, found.pairs)),
     ]
+    above = less(RANDOM, found.pairs)
+    if above and found.best != RANDOM:
+        lines += [f"## Above random weights by {by}", "", *_less(methods, order, above)]
+    return lines
+
+
+def _less(methods: Mapping[str, Method], order: list[str], others: Mapping[str, Difference]) -> list[str]:
+    lines = ["| method | difference | p | |", "|---|---|---|---|"]
     for other in order:
         if other not in others:
             continue
@@ -265,7 +271,8 @@ def _numbers(methods: Mapping[str, Method], tested: Mapping[str, Tested | None])
             name: {
                 "best": found.best,
                 "others": {
-                    other: {**_plain(one), **finite_or_none({"p": one.p})} for other, one in found.others.items()
+                    other: {**_plain(one), **finite_or_none({"p": one.p})}
+                    for other, one in less(found.best, found.pairs).items()
                 },
                 "pairs": {f"{first} - {second}": _plain(one) for (first, second), one in found.pairs.items()},
             }

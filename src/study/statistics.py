@@ -160,24 +160,26 @@ def _compared(table: Table, methods: int, pooled: float, of_pool: float) -> Diff
     return Difference(Interval(table.mean, *ends), table.seeds, abs(table.mean) / error, methods, freedom)
 
 
-def to_the_best(
-    right: Mapping[str, Right], pairs: Mapping[tuple[str, str], Difference]
-) -> tuple[str, dict[str, Difference]]:
-    """The method with the highest mean over its seeds, and every other one less it, of all pairs of ``differences``.
+def best_of(right: Mapping[str, Right]) -> str:
+    """The method with the highest mean over its seeds.
 
-    A method with fewer seeds than SEEDS is the best only where all have fewer, since one lucky run is not.
+    One with fewer seeds than SEEDS is the best only where all have fewer, since one lucky run is not.
     """
     known = {name: rows for name, rows in right.items() if len(rows) >= SEEDS} or right
-    best = max(known, key=lambda name: float(np.mean([row.mean() for row in known[name].values()])))
+    return max(known, key=lambda name: float(np.mean([row.mean() for row in known[name].values()])))
+
+
+def less(reference: str, pairs: Mapping[tuple[str, str], Difference]) -> dict[str, Difference]:
+    """Every other method less this one, of all pairs of ``differences``."""
     found = {}
     for (first, second), one in pairs.items():
-        if best not in (first, second):
+        if reference not in (first, second):
             continue
-        other = second if first == best else first
-        sign = -1.0 if first == best else 1.0
+        other = second if first == reference else first
+        sign = -1.0 if first == reference else 1.0
         ends = sorted((sign * one.interval.low, sign * one.interval.high))
         found[other] = one._replace(interval=Interval(sign * one.interval.mean, *ends))
-    return best, found
+    return found
 
 
 def rank_correlation(pairs: np.ndarray, clusters: np.ndarray, draws: int = 2000, seed: int = 0) -> Interval:

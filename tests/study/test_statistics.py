@@ -2,7 +2,7 @@
 
 import math
 
-from src.study.statistics import _spearman, differences, interval, rank_correlation, table_of, to_the_best
+from src.study.statistics import _spearman, best_of, differences, interval, less, rank_correlation, table_of
 
 import numpy as np
 import pytest
@@ -78,8 +78,8 @@ def test_a_difference_that_there_is_is_found_and_has_its_sign():
         name: seeds_of(rng.uniform(size=(5, 500)) * 0.5 < easy - worse)
         for name, worse in (("a", 0.2), ("b", 0.0), ("c", 0.4))
     }
-    best, others = to_the_best(right, differences(right))
-    assert best == "b"
+    assert best_of(right) == "b"
+    others = less("b", differences(right))
     assert others["a"].is_real
     assert others["c"].is_real
     means = {name: np.mean(list(rows.values())) for name, rows in right.items()}
@@ -100,12 +100,12 @@ def test_methods_with_few_seeds_are_neither_the_best_nor_a_measure_of_noise():
     right = {name: seeds_of(rng.uniform(size=(3, 200)) < worth) for name, worth in (("a", 0.5), ("b", 0.6))}
     more = {**right, **{f"lucky{n}": seeds_of(np.ones((1, 200), dtype=bool)) for n in range(5)}}
     assert differences(more)["a", "b"] == differences(right)["a", "b"]
-    best, others = to_the_best(more, differences(more))
-    assert best == "b"
+    assert best_of(more) == "b"
+    others = less("b", differences(more))
     assert others["lucky1"].interval.mean > 0
     assert math.isnan(others["lucky1"].p)
     alone = {name: {0: rows[0]} for name, rows in right.items()}
-    assert to_the_best(alone, differences(alone))[0] in alone
+    assert best_of(alone) in alone
 
 
 def test_pairs_have_the_same_seed():
