@@ -15,12 +15,20 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from .checkpoints.files import write_atomically
 from .errors import UserError
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    """Writes and closes a figure; the suffix of ``path`` is its format, and PNG where there is none.
+
+    Raises UserError for other formats, and when the disk refuses.
+    """
+    path = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
+    kind, kinds = path.suffix[1:].lower(), figure.canvas.get_supported_filetypes()
+    if kind not in kinds:
+        raise UserError(f"{path}: a picture cannot be .{kind}; expected one of {', '.join(kinds)}")
+    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=110, bbox_inches="tight"))
     plt.close(figure)
 
 

@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import warnings
 import zipfile
@@ -31,12 +32,17 @@ HARMLESS: list[Any] = [
 ]
 
 
+def temporary_beside(path: Path) -> Path:
+    """A hidden name beside ``path`` that no other writer has, on this machine or on one that shares the folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
 def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
     """Lets ``write(file)`` fill a temporary file beside ``path``, forces it to disk and renames it over ``path``.
 
     Whoever reads ``path`` sees the old content or the new, never a part. Raises UserError when the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -69,7 +75,7 @@ def require_writable(folder: str | Path) -> None:
 
     For results that take hours: it is better to know before.
     """
-    probe = Path(folder) / f".writable.{os.getpid()}.tmp"
+    probe = temporary_beside(Path(folder) / "writable")
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -132,9 +138,8 @@ def write_settings(
 
 def link(source: Path, target: Path) -> None:
     """Makes ``target`` another name of ``source``, atomically; a copy where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
-        temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
         except OSError:

@@ -11,6 +11,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..checkpoints.files import temporary_beside
+
 FORMAT = "ssl-vision-index/1"
 _NAMES, _ENDS, _META = "names", "ends", "index.json"
 _BLOCK = 1 << 16  # names that are made strings at a time
@@ -129,8 +131,8 @@ class PackedIndex:
 
         Raises OSError when the disk refuses.
         """
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        temporary = temporary_beside(folder)
+        old = temporary.with_suffix(".old")
         try:
             temporary.mkdir(parents=True)
             for name, array in {_NAMES: self.names.content, _ENDS: self.names.ends, **self.columns}.items():

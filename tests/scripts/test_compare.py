@@ -77,6 +77,7 @@ def test_from_the_shell(folders, tmp_path):
     (["{tmp}/a", "--plto", "x.png"], "unknown argument --plto"),
     (["{tmp}/judged", "--plot", "{tmp}/x.png"], "none of the folders has a log"),
     (["{tmp}/a", "{tmp}/a", "--plot", "{tmp}/x.png"], "have the same name"),
+    (["{tmp}/a", "--plot", "{tmp}/x.xyz"], "a picture cannot be .xyz"),
     (["{tmp}/a", "--reference", "published"], "expected NAME=ACCURACY"),
     (["{tmp}/a", "--reference", "published=high"], "expected NAME=ACCURACY"),
 ])  # fmt: skip
