@@ -9,6 +9,7 @@ all processes that are started with the same folder. At the end stand study.md a
 linear classification and NMI, and in any case by scores without labels. The rules are in src/study/recipes.py.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from src.study.images import StudyImages
 from src.study.page import write_report
 from src.study.plan import read_object
 from src.study.recipes import DISTILLED, RECIPES, TEACHER
-from src.study.runs import plan_of, precision_of
+from src.study.runs import RUNS, Plan, plan_of, precision_of
 from src.study.settings import Settings, StudySettings
 from src.study.work import orderly_end, start_more, work
 
@@ -60,6 +61,7 @@ def require_same_study(folder: Path, settings: Settings, images: StudyImages, pr
         **vars(settings.views),
         **{name: getattr(own, name) for name in ("epochs", "minutes", "batch_size", "judged_images", "scored_images")},
         "rates": list(own.rates),
+        "labels": settings.data.labels,
         "precision": precision,
         "mean": list(images.mean),
         "std": list(images.std),
@@ -103,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = call.settings
     own, folder = settings.study, Path(settings.study.dump_path).absolute()
     methods = methods_of(own)
-    is_requeued, is_in_array = os.environ.get("SLURM_RESTART_COUNT", "0") != "0", "SLURM_ARRAY_TASK_ID" in os.environ
+    in_array, first_in_array = (os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN"))
+    is_first = in_array == first_in_array and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
     stand_alone(own, settings.device.device)
     world = launch.start(settings.device.device, settings.device.dist_url)
     if own.at_once > 1:
@@ -111,12 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_size(settings.network.spec.build(), settings.views.size, settings.network.channels)
     plan = plan_of(settings, methods, folder, world.device)
     if own.dry_run:
-        for task in plan.tasks:
-            print(f"{task.name}:", *(["random weights"] if task.command is None else map(quote, task.command())))
+        tell(plan)
         return 0
     require_writable(folder)
     require_same_study(folder, settings, plan.images, precision_of(world.device))
-    if own.retry and not is_requeued:
+    plan.require_one_recipe()
+    if own.retry and is_first:
         for task in plan.tasks:
             task.forget_failure()
     if not own.helper:
@@ -130,20 +133,35 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder / "claims",
             plan.judge,
             say,
-            leaves=own.helper or is_in_array,
+            leaves=own.helper or in_array is not None,
             look=(lambda: None) if own.helper else partial(write_report, folder, plan, call.command),
         )
     if own.helper:
         return 0
     if all(task.is_over for task in plan.tasks):
-        print(write_report(folder, plan, call.command))
+        say(write_report(folder, plan, call.command))
     else:
         say("other processes are at the last runs, and write the page")
     return 0
 
 
+def tell(plan: Plan) -> None:
+    """Says which runs there are, with their command lines where these are known before others have run."""
+    print(plan.images.words)
+    for task in plan.tasks:
+        decide = [other.name for other in (*task.needs, *task.after) if other.place != RUNS and not other.is_over]
+        if task.command is None:
+            print(f"{task.name}: random weights")
+        elif decide:
+            print(f"{task.name}: as {', '.join(decide)} will tell")
+        else:
+            print(f"{task.name}:", *map(quote, task.command()))
+    print(f"{sum(task.command is not None and not task.is_over for task in plan.tasks)} trainings to come")
+
+
 def say(line: str) -> None:
-    print(line, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone, and the runs go on
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

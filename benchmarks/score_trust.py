@@ -36,9 +36,10 @@ SCRIPT = cli.Script("How far scores without labels tell kNN accuracy.", Settings
 
 def trust_of(folder: str) -> dict[str, Trust]:
     """Score -> its trust, as a study measured it."""
-    found = read_json(Path(folder) / "study.json")["scores"]
-    if not found:
-        raise UserError(f"{folder}: a study without labels, or one that has not ended")
+    content = read_json(Path(folder) / "study.json")
+    found = content.get("scores") if isinstance(content, dict) else None
+    if not found or any(score.name not in found for score in SCORES):
+        raise UserError(f"{folder}: a study without labels, of an older program, or one that has not ended")
     trust = {}
     for score in SCORES:
         one = found[score.name]

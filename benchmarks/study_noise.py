@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("which study? Give its folder, or --simulate")
     right = right_of(Path(own.study), own.measure)
     generator = np.random.default_rng(0)
-    total = min(len(rows) for rows in right.values())
+    total = min((len(rows) for rows in right.values()), default=0)
     if total < 2 * own.seeds:
         raise UserError(f"{own.study} has {total} seeds of each method, and A/A studies need {2 * own.seeds}")
     for method, rows in right.items():

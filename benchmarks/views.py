@@ -5,7 +5,7 @@
 
 Everything but the views is the same: step, order of the images, initial weights, and how networks are judged.
 torchvision's transforms work on Pillow images, one operation after another, with draws of their own. Flags are those of
-study.py; several processes that are started with the same folder share the runs.
+study.py, but for --methods and --at_once; several processes that are started with the same folder share the runs.
 """
 
 import dataclasses
@@ -19,15 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import main_disco
+import study
 from src import cli
 from src.data.draws import Draw, no_change
 from src.data.views import Picture, RandomView
+from src.errors import UserError
 from src.parallel import launch
 from src.study.page import write_report
 from src.study.plan import Task
 from src.study.recipes import TEACHER as MOCO
 from src.study.recipes import TITLES
-from src.study.runs import RUNS, Plan, plan_of
+from src.study.runs import RUNS, Plan, plan_of, precision_of
 from src.study.settings import Settings
 from src.study.work import orderly_end, work
 
@@ -89,14 +91,23 @@ def words_of(plan: Plan, task: Task) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     call = SCRIPT.parse(argv)
-    settings, folder = call.settings, Path(call.settings.study.dump_path).absolute()
+    settings, own, folder = call.settings, call.settings.study, Path(call.settings.study.dump_path).absolute()
+    if own.methods or own.at_once > max(1, torch.cuda.device_count()):
+        raise UserError("MoCo-v2 is trained, by one process: leave out --methods and --at_once")
     world = launch.start(settings.device.device, settings.device.dist_url)
     plan = plan_of(settings, [MOCO], folder, world.device)
+    plan.require_one_recipe()
     plan.runs[TORCHVISION] = []
     for task in plan.runs[MOCO]:
         name = f"{TORCHVISION}-{task.seed}"
         other = replace(task, name=name, folder=folder / RUNS / name)
         plan.runs[TORCHVISION].append(replace(other, command=partial(words_of, plan, other)))
+    if own.dry_run:
+        study.tell(plan)
+        return 0
+    study.require_same_study(folder, settings, plan.images, precision_of(world.device))
+    for task in plan.tasks if own.retry else ():
+        task.forget_failure()
     with orderly_end():
         work(plan.tasks, folder / "claims", plan.judge, print)
     print(write_report(folder, plan, call.command))

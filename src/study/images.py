@@ -21,7 +21,7 @@ class StudyImages:
     """What a study looks at.
 
     Attributes:
-        train: all that is trained on; ``path`` is where they lie.
+        train: all that is trained on; ``path`` is where they lie, and ``watched`` those that trainings look at.
         learnt, test: labelled ones for classifiers to learn from, and to be judged by; None without labels.
         scored: for the scores without labels.
         seen: as ``scored``, of the training images.
@@ -31,6 +31,7 @@ class StudyImages:
     """
 
     path: str
+    watched: str
     train: ImageSource
     learnt: ImageSource | None
     test: ImageSource | None
@@ -74,7 +75,8 @@ def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judg
         learnt = evenly_spread(learnt, judged)
     looked = evenly_spread(train if beside is None else beside, scored)
     seen = evenly_spread(train, scored)
-    return StudyImages(path, train, learnt, test, looked, seen, is_tested_beside, mean, std, words)
+    watched = path if place is None else str(Path(place).absolute())
+    return StudyImages(path, watched, train, learnt, test, looked, seen, is_tested_beside, mean, std, words)
 
 
 def _beside(dataset: str, path: str) -> Path | None:

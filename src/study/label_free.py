@@ -76,7 +76,8 @@ def chosen_by(methods: Mapping[str, Method], score: Score) -> str | None:
 
 
 def _regret(methods: Mapping[str, Method], chosen: str) -> float:
-    means = {name: float(np.mean(one.values("knn"))) for name, one in methods.items() if one.values("knn")}
+    trained = {name: one for name, one in methods.items() if name != RANDOM}
+    means = {name: float(np.mean(one.values("knn"))) for name, one in trained.items() if one.values("knn")}
     return max(means.values()) - means[chosen] if chosen in means else math.nan
 
 

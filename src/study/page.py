@@ -13,14 +13,14 @@ from ..engine.diagnostics import RANK_OF_A_COLLAPSE
 from ..engine.monitor import finite_or_none, number, read_log
 from ..evaluation.scores import SCORES
 from ..surroundings import commit, versions
-from .judge import RIGHT
+from .judge import JUDGED, RIGHT
 from .label_free import agreement, most_trusted_score, numbers, recommendation, scores_in_words
 from .method import Method
 from .picture import draw
 from .plan import RANDOM, Task, read_object
 from .rates import compared
 from .recipes import DISTILLED, TITLES
-from .runs import RUNS, Plan
+from .runs import RUNS, TIMING, Plan
 from .statistics import SEEDS, Difference, best_of, differences, less
 
 LABELLED = {"knn": "10-NN, %", "linear": "linear, %", "nmi": "NMI, %"}
@@ -76,14 +76,17 @@ def write_report(folder: Path, plan: Plan, command: str) -> str:
     order = sorted(methods, key=lambda name: -np.mean([sign * x for x in methods[name].values(main)] or [-math.inf]))
     tested = {name: _tested(methods, name) for name in MEASURES} if has_labels else {}
     agreed = {score.name: agreement(methods, score) for score in SCORES} if has_labels else {}
-    kept = {method: plan.rate_of(method) for method in plan.tries if plan.best_try(method)}
+    tries = {method: plan.tries_of(method) for method in dict.fromkeys([*plan.tries, *TITLES])}
+    tries = {method: by_rate for method, by_rate in tries.items() if by_rate}
+    ended = [method for method, by_rate in tries.items() if all(task.is_over for task in by_rate.values())]
+    kept = {method: plan.rate_of(method) for method in ended if any(task.is_judged for task in tries[method].values())}
     lines = [
         *_head(plan, methods, command),
         *_tables(methods, order, has_labels),
         *_ended(methods, order),
         *(line for name, found in tested.items() for line in _differences(methods, order, name, found)),
         *(scores_in_words(methods, agreed) if has_labels else recommendation(methods)),
-        *_rates(plan, kept),
+        *_rates(plan, tries, kept),
         "![intervals over seeds, and curves](study.png)",
         "",
     ]
@@ -112,7 +115,9 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
     length = f"as many epochs as fit into {own.minutes:g} minutes" if own.minutes else f"{own.epochs} epochs"
     runs = max(len(one.judged) + len(one.failed) for one in methods.values())
     seeds = f"{runs} seeds" if runs > 1 else "one seed"
-    over = sum(task.is_over for task in plan.tasks)
+    found = [task for tasks in tasks_in(plan.folder, plan).values() for task in tasks]
+    asked = {task.name: task for task in (*plan.tasks, *found)}.values()
+    over = sum(task.is_over for task in asked)
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if name in ("torch", "torchvision"))
     return [
         f"# Study: {plan.folder.name}",
@@ -120,7 +125,7 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
         f"{plan.images.words}. {network.spec.name}, {views.size} pixels, {length}, {own.batch_size} images a step, "
         f"{seeds}. Means and 95 % intervals over seeds.",
         "",
-        *([f"So far {over} of {len(plan.tasks)} runs are over.", ""] if over < len(plan.tasks) else []),
+        *([f"So far {over} of {len(asked)} runs are over.", ""] if over < len(asked) else []),
         "```bash",
         command,
         "```",
@@ -141,15 +146,17 @@ def _commits(plan: Plan) -> list[str]:
 
 def _lengths(plan: Plan) -> list[str]:
     """The epochs that fitted into the minutes of a run, method by method."""
-    timed = [method for method, task in plan.timings.items() if task.is_judged]
+    folder = plan.folder / TIMING
+    known = dict.fromkeys([*plan.runs, *TITLES])
+    timed = [method for method in known if (folder / f"{method}-timing" / JUDGED).exists()]
     if not timed:
         return []
     return ["Epochs: " + ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in timed) + ".", ""]
 
 
-def _rates(plan: Plan, kept: Mapping[str, float]) -> list[str]:
+def _rates(plan: Plan, tries: Mapping[str, Mapping[float, Task]], kept: Mapping[str, float]) -> list[str]:
     """What each method reached in its tries, and which factor on its learning rate it kept."""
-    if not plan.tries:
+    if not tries:
         return []
     rates = plan.settings.study.rates
     measure = LABELLED["knn"] if plan.images.test is not None else most_trusted_score().title
@@ -157,15 +164,16 @@ def _rates(plan: Plan, kept: Mapping[str, float]) -> list[str]:
         "## Learning rates",
         "",
         "Each method was tried once with each factor on its learning rate, judged among the training images "
-        f"({measure}), and kept the best. One run is a matter of chance, so a factor counts half by its own and a "
-        "quarter by each of the two beside it.",
+        f"({measure}), and kept the best. One run is a matter of chance, so a factor counts half by its own run and a "
+        "quarter by each of the two beside it (two thirds and one at an end).",
         "",
         "| method | " + " | ".join(f"{rate:g}" for rate in rates) + " | kept |",
         "|" + "---|" * (len(rates) + 2),
     ]
-    for method, tries in plan.tries.items():
+    for method, by_rate in tries.items():
+        cells = [_tried(by_rate[rate]) if rate in by_rate else "-" for rate in rates]
         last = f"{kept[method]:g}" if method in kept else "-"
-        lines.append("| " + " | ".join([TITLES[method], *map(_tried, tries.values()), last]) + " |")
+        lines.append("| " + " | ".join([TITLES[method], *cells, last]) + " |")
     ends = min(rates), max(rates)
     outside = [TITLES[method] for method, rate in kept.items() if rate in ends and len(rates) > 2]
     if outside:

@@ -17,8 +17,8 @@ def best_rate(tries: Mapping[float, Mapping[str, Any] | None]) -> float | None:
     """The factor whose run reached most, where it counts half and the two beside it a quarter each.
 
     One run is a matter of chance, and more so the higher the rate: the luckiest one is often followed by one that
-    breaks. At an end, where a neighbour is missing, a run counts two thirds and its other neighbour one. Runs that
-    failed, or whose features are not finite, count as the worst one.
+    breaks. At an end, where a neighbour is missing, a run counts two thirds and its other neighbour one. A factor
+    beside one that failed, or whose features are not finite, is kept only where there is no other.
 
     Args:
         tries: factor -> what ``judged.json`` says of its run; None where that failed.
@@ -26,16 +26,14 @@ def best_rate(tries: Mapping[float, Mapping[str, Any] | None]) -> float | None:
     Returns None where no run reached anything.
     """
     reached = {rate: None if judged is None else _goodness(judged) for rate, judged in sorted(tries.items())}
-    known = [value for value in reached.values() if value is not None]
-    if not known:
-        return None
-    values = [min(known) if value is None else value for value in reached.values()]
-    smooth = {}
-    for place, rate in enumerate(reached):
-        if reached[rate] is not None:
+    values = list(reached.values())
+    worth: dict[float, tuple[bool, float]] = {}
+    for place, (rate, own) in enumerate(reached.items()):
+        if own is not None:
             beside = values[max(0, place - 1) : place + 2]
-            smooth[rate] = (values[place] + sum(beside)) / (1 + len(beside))
-    return max(smooth, key=lambda rate: smooth[rate])
+            known = [value for value in beside if value is not None]
+            worth[rate] = len(known) == len(beside), (own + sum(known)) / (1 + len(known))
+    return max(worth, key=lambda rate: worth[rate]) if worth else None
 
 
 def _goodness(judged: Mapping[str, Any]) -> float | None:

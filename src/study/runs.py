@@ -1,8 +1,9 @@
 """From the settings of a study to its runs."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from ..models.backbones import feature_width
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
 from .images import StudyImages, open_study_images
 from .judge import JUDGED, NEIGHBOURS, Judge, cost_of
-from .plan import RANDOM, Task
+from .plan import RANDOM, Task, read_object
 from .rates import best_rate
 from .recipes import DISTILLED, TEACHER, Scale, require_batches, words_of
 from .settings import Settings
@@ -73,17 +74,35 @@ class Plan:
     def epochs_of(self, method: str) -> int:
         """``--epochs``, or as many as fit into ``--minutes``."""
         own = self.settings.study
-        timing = self.timings.get(method)
-        if timing is None or not timing.is_judged:
+        timing = self.folder / TIMING / f"{method}-timing"
+        if not own.minutes or not (timing / JUDGED).exists():
             return int(own.epochs)
-        rate = cost_of(timing.folder)["images_per_second"] or 0
+        rate = cost_of(timing)["images_per_second"] or 0
         return max(1, int(own.minutes * 60 * rate / len(self.images.train)))
 
     def rate_of(self, method: str) -> float:
-        """The factor on the learning rate that the tries speak for."""
-        over = {rate: task for rate, task in self.tries.get(method, {}).items() if task.is_over}
+        """The factor on the learning rate that the tries speak for, or did when the first run began."""
+        path = self._kept(method)
+        if path.exists():
+            return float(read_object(path)["rate"])
+        over = {rate: task for rate, task in self.tries_of(method).items() if task.is_over}
         kept = best_rate({rate: task.judged() if task.is_judged else None for rate, task in over.items()})
         return float(self.settings.study.rates[0]) if kept is None else kept
+
+    def tries_of(self, method: str) -> dict[float, Task]:
+        """Of this start, or of an earlier one that asked for other methods."""
+        if method in self.tries or len(self.settings.study.rates) < 2:
+            return self.tries.get(method, {})
+        found = {rate: self.folder / RATES / f"{method}-rate-{rate:g}" for rate in self.settings.study.rates}
+        return {rate: Task(path.name, RATES, method, 0, path, None) for rate, path in found.items() if path.exists()}
+
+    def _kept(self, method: str) -> Path:
+        return self.folder / RATES / f"{method}.json"
+
+    def keep_rate(self, method: str) -> None:
+        """For all runs of a method, whatever a later try of a failed one says."""
+        if method in self.tries and not self._kept(method).exists():
+            write_json(self._kept(method), {"rate": self.rate_of(method)})
 
     def best_try(self, method: str) -> Task | None:
         """The one with the rate that is kept; None where all failed."""
@@ -95,12 +114,28 @@ class Plan:
         master = teacher() if task.method == DISTILLED else None
         if task.method == DISTILLED and master is None:
             raise UserError(f"no run of {TEACHER} that it could learn from has ended well")
-        views, network = self.settings.views, self.settings.network
-        epochs = self.settings.study.epochs if task.place == TIMING else self.epochs_of(task.method)
-        scale = Scale(
+        if task.place == RUNS and not self.settings.study.dry_run:
+            self.keep_rate(task.method)
+        scale = self.scale(task, rate, "" if master is None else str(master.folder / "checkpoint.pth.tar"))
+        own: list[object] = ["--epochs", scale.epochs, "--seed", task.seed, "--dump_path", task.folder]
+        own += ["--max_steps", TRIED] if task.place == TIMING else []
+        every = 4 if task.place == TIMING else max(1, min(50, scale.steps_per_epoch // 2))
+        own += ["--log_every", every]
+        watched = self.watched(scale.epochs) if task.place == RUNS else []
+        return [*words_of(task.method, scale), *self.same_for_all(), *watched, *map(str, own)]
+
+    @cached_property
+    def width(self) -> int:
+        """The backbone's features."""
+        return feature_width(self.settings.network.spec.build())
+
+    def scale(self, task: Task, rate: float | None, teacher: str) -> Scale:
+        """What the recipe of a run depends on."""
+        views = self.settings.views
+        return Scale(
             images=len(self.images.train),
-            width=feature_width(network.spec.build()),
-            epochs=epochs,
+            width=self.width,
+            epochs=self.settings.study.epochs if task.place == TIMING else self.epochs_of(task.method),
             batch=self.settings.study.batch_size,
             size=views.size,
             area=views.area,
@@ -109,14 +144,26 @@ class Plan:
             blur=views.blur,
             clusters=views.clusters,
             rate=self.rate_of(task.method) if rate is None else rate,
-            teacher="" if master is None else str(master.folder / "checkpoint.pth.tar"),
+            teacher=teacher,
         )
-        own: list[object] = ["--epochs", epochs, "--seed", task.seed, "--dump_path", task.folder]
-        own += ["--max_steps", TRIED] if task.place == TIMING else []
-        every = 4 if task.place == TIMING else max(1, min(50, scale.steps_per_epoch // 2))
-        own += ["--log_every", every]
-        watched = self.watched(epochs) if task.place == RUNS else []
-        return [*words_of(task.method, scale), *self.same_for_all(), *watched, *map(str, own)]
+
+    def require_one_recipe(self) -> None:
+        """Raises UserError where runs that are over had another recipe than those to come, as after an update."""
+        for method, tasks in self.runs.items():
+            if method == RANDOM or all(task.is_over for task in tasks):
+                continue
+            for task in tasks:
+                path = task.folder / "settings.json"
+                if not (task.is_judged and path.exists()):
+                    continue
+                before = shlex.split(str(read_object(path).get("command", "")))
+                now = words_of(method, self.scale(task, None, "x"))
+                changed = [f"{had} -> {has}" for had, has in zip(before, now, strict=False) if has not in (had, "x")]
+                if before[:1] == now[:1] and changed:
+                    raise UserError(
+                        f"{task.folder} was trained by another recipe ({', '.join(changed[:3])}), which would be mixed "
+                        "with that of the runs to come; choose another --dump_path"
+                    )
 
     def same_for_all(self) -> list[str]:
         """Flags of images, network and device."""
@@ -144,6 +191,7 @@ class Plan:
         """Some points of a curve."""
         every = max(1, epochs // POINTS)
         words: list[object] = ["--scores_freq", every, "--scores_images", min(400, self.settings.study.scored_images)]
+        words += ["--val_path", self.images.watched]  # or a folder that happens to be called test would be taken
         if self.images.is_tested_beside:
             k = min(NEIGHBOURS, len(self.images.train))
             words += ["--knn_freq", every, "--knn_k", k, "--knn_train_images", 5000, "--knn_rule", "weighted"]

@@ -137,6 +137,10 @@ class Settings:
         """The same with the folder of the study, and what the machine and the size of the images decide."""
         if "epochs" in given and self.study.minutes:
             raise UserError("--epochs and --minutes: a run has one length; give one of them")
+        if self.views.area[0] > self.views.area[1]:
+            raise UserError("--area: the smallest share is above the largest")
+        if self.views.clusters == 1:
+            raise UserError("--clusters 1: expected 2 or more, or 0 for one for 42 images")
         changes: dict[str, Any] = {}
         gpus = torch.cuda.device_count() if self.device.device in ("auto", "cuda") else 0
         at_once = changes["at_once"] = self.study.at_once if "at_once" in given else max(1, gpus)

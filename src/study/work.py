@@ -80,7 +80,10 @@ def work(
                 left = (time.monotonic() - began) / max(1, over - before) * (len(trained) - over)
                 say(f"{over} of {len(trained)} runs are over; about {duration(left)} left")
             if time.monotonic() - looked > LOOK:
-                look()
+                try:
+                    look()
+                except (OSError, UserError) as error:  # the runs are what takes long
+                    say(f"the page is not written: {first_line(error)}")
                 looked = time.monotonic()
         if is_idle:
             if leaves and all(task.is_over or task.is_ready for task in tasks):
@@ -95,14 +98,14 @@ def _do(task: Task, judge: Callable[[Task], str], say: Callable[[str], None]) ->
         return
     if task.command is not None:
         try:
-            command = [sys.executable, *task.command()]
+            script, *words = task.command()
         except UserError as error:
             task.fail(2, str(error))
             say(f"{task.name}: failed ({error})")
             return
         say(f"{task.name}: trains")
         for _ in range(ATTEMPTS):
-            code, last = _run(command, task.folder)
+            code, last = _run([sys.executable, str(_ROOT / script), *words], task.folder)
             if 0 <= code < 128:
                 break  # otherwise a signal ended it, and it goes on where it was
         if code == 2 and IN_USE in last:
@@ -113,10 +116,11 @@ def _do(task: Task, judge: Callable[[Task], str], say: Callable[[str], None]) ->
             say(f"{task.name}: failed ({task.reason()})")
             return
     try:
-        say(f"{task.name}: {judge(task)}")
+        told = judge(task)
     except Exception as error:  # of a network that has come to nothing, of a full GPU: the study goes on
         task.fail(1, f"cannot be judged: {first_line(error)}")
-        say(f"{task.name}: failed ({task.reason()})")
+        told = f"failed ({task.reason()})"
+    say(f"{task.name}: {told}")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # for the training that comes
 
@@ -128,9 +132,7 @@ def _run(command: Sequence[str], folder: Path) -> tuple[int, str]:
     # classes of the user's own are found where the study is started
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
     with open(folder / "output.txt", "ab") as output, open(folder / "errors.txt", "w+b") as errors:
-        process = subprocess.Popen(
-            command, cwd=_ROOT, env=environ, stdout=output, stderr=errors, preexec_fn=_end_with_parent
-        )
+        process = subprocess.Popen(command, env=environ, stdout=output, stderr=errors, preexec_fn=_end_with_parent)
         try:
             code = process.wait()
         except BaseException:

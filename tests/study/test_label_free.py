@@ -31,7 +31,7 @@ def method_of(title, ends, curve=()):
 def methods():
     rising = [(1.0, 2.0), (2.0, 3.0), (3.0, 4.0)]
     return {
-        RANDOM: method_of("random weights", [(99.0, 1.0), (99.0, 1.0)]),
+        RANDOM: method_of("random weights", [(99.0, 70.0), (99.0, 70.0)]),
         "a": method_of("A", [(1.0, 50.0), (2.0, 51.0), (3.0, 52.0)], rising),
         "b": method_of("B", [(6.0, 58.0), (5.0, 59.0), (4.0, 60.0)], rising[::-1]),
         "c": method_of("C", [(7.0, 55.0), (8.0, 56.0), (9.0, 57.0)], [(1.0, 2.0), (2.0, 2.0), (0.5, 2.0)]),

@@ -19,13 +19,14 @@ def reached(*values):
         ((64.6, 68.1, 70.3, 71.7, 74.4, 57.7), 3),  # the luckiest run is beside one that broke
         ((50, 60, 70, 70, 74), 10),  # at an end, the neighbour that is there
         ((60, 80, 70, 74, 70), 1),  # 72.5, 73.5, and 72 for the third
-        ((60, None, 70, 69, 68), 3),  # 64.75, 69, 68.3: one that failed counts as the worst
+        ((60, None, 70, 69, 68), 3),  # whatever the one beside the failed one reached
+        ((70, 70.5, None), 0.1),
         ((50, 40), 0.1),
         ((40, 50), 0.3),
         ((None, 50), 0.3),
         ((50,), 0.1),
         ((None, None), None),
-        ((float("nan"), 50, 52), 1),  # features that are not finite
+        ((float("nan"), 53, 52), 1),  # features that are not finite
         ((float("nan"),), None),
     ],
 )

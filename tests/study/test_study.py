@@ -111,10 +111,22 @@ def test_another_study_is_refused(one, patches):
         studied(patches / "test", one, "--methods", "swav")
 
 
+def test_runs_of_another_recipe_are_not_mixed_with_new_ones(one, patches, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(one, folder)
+    path = folder / "runs" / "swav-2" / "settings.json"
+    path.write_text(path.read_text().replace("--hidden_mlp 64", "--hidden_mlp 32"))
+    with pytest.raises(UserError, match=r"swav-2 was trained by another recipe \(32 -> 64\), which would be mixed"):
+        studied(patches, folder, "--methods", "swav", "--seeds", 4)
+    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 3, trains=None) == 0  # only the page is new
+
+
 @pytest.mark.slow
 def test_without_labels_it_recommends(patches, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
+    (tmp_path / "test").mkdir()  # of a program, and nothing of the images
+    (tmp_path / "test" / "test_it.py").touch()
     for number, path in enumerate(sorted((patches / "train").glob("*/*.png"))):
         (flat / f"{number:03d}.png").symlink_to(path)
     assert studied(flat, tmp_path / "out", "--methods", "swav", "simclr", "--seeds", 1, "--epochs", 1) == 0
@@ -140,13 +152,21 @@ def test_folders_that_are_no_classes(patches, tmp_path):
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(patches, tmp_path, capsys):
     assert studied(patches, tmp_path / "out", "--methods", "disco", "--seeds", 2, "--dry_run") == 0
-    lines = capsys.readouterr().out.splitlines()
+    images, *lines, runs = capsys.readouterr().out.splitlines()
+    assert (images[:18], runs) == ("96 training images", "4 trainings to come")
     assert [line.partition(":")[0] for line in lines] == [
         f"{method}-{seed}" for seed in (1, 2) for method in ("random", "moco", "disco")
     ]
     assert lines[0] == "random-1: random weights"
     assert lines[1].startswith("moco-1: main_disco.py --aug_plus --crop_size 16 ")
     assert f"--teacher {tmp_path}/out/runs/moco-1/checkpoint.pth.tar" in lines[2]
+    assert studied(patches, tmp_path / "out", "--methods", "disco", "--seeds", 1, "--rates", 1, 3, "--dry_run") == 0
+    _, *lines, runs = capsys.readouterr().out.splitlines()
+    assert runs == "6 trainings to come"
+    told = dict(line.split(": ", 1) for line in lines)
+    assert told["moco-rate-3"].startswith("main_disco.py")
+    assert told["disco-rate-1"] == told["moco-1"] == "as moco-rate-1, moco-rate-3 will tell"
+    assert told["disco-1"] == "as disco-rate-1, disco-rate-3 will tell"
     assert not (tmp_path / "out").exists()
 
 
@@ -157,7 +177,7 @@ def test_classes_without_test_images_rates_and_minutes(patches, tmp_path):
     assert studied(tmp_path / "alone" / "images", tmp_path / "out", *words, tiny=TINY[2:]) == 0
     text = (tmp_path / "out" / "study.md").read_text()
     assert "16 test images among them, held out from the classifiers" in text
-    assert {path.name for path in (tmp_path / "out" / "rates").iterdir()} == {
+    assert {path.name for path in (tmp_path / "out" / "rates").iterdir() if path.is_dir()} == {
         f"{method}-rate-{rate}" for method in ("moco", "disco") for rate in ("0.5", "2")
     }
     given = json.loads((tmp_path / "out" / "runs" / "disco-1" / "settings.json").read_text())["arguments"]
@@ -170,6 +190,14 @@ def test_classes_without_test_images_rates_and_minutes(patches, tmp_path):
     assert given["teacher"].endswith("runs/moco-1/checkpoint.pth.tar")
     rate = json.loads((tmp_path / "out" / "timing" / "disco-timing" / "judged.json").read_text())["cost"]
     assert given["epochs"] == max(1, int(0.03 * 60 * rate["images_per_second"] / 96))
+    other = tmp_path / "out" / "rates" / f"disco-rate-{'2' if best == '0.5' else '0.5'}" / "judged.json"
+    other.write_text(other.read_text().replace('"knn": ', '"knn": 1'))  # as if it had failed first, and then been good
+    words = ["--methods", "moco", "--seeds", 1, *words[4:]]  # of which DisCo is no more
+    assert studied(tmp_path / "alone" / "images", tmp_path / "out", *words, tiny=TINY[2:], trains=None) == 0
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["rates"]["disco"] == float(best)
+    text = (tmp_path / "out" / "study.md").read_text()
+    assert f", DisCo {given['epochs']}." in text
+    assert re.search(rf"^\| DisCo \| .* \| {best} \|$", text, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -223,6 +251,8 @@ BAD = {
     ),
     "an odd batch": (["--methods", "swav", "--batch_size", "30"], "--batch_size 30: expected a multiple of 4"),
     "two lengths": (["--methods", "swav", "--minutes", "1"], "--epochs and --minutes: a run has one length"),
+    "an area from large to small": (["--methods", "swav", "--area", "0.6", "0.2"], "the smallest share is above"),
+    "one cluster": (["--methods", "twist", "--clusters", "1"], "--clusters 1: expected 2 or more"),
     "no images": (["--methods", "swav"], "does not exist"),
 }
 
@@ -238,7 +268,7 @@ def test_bad_input_is_one_line(case, patches, tmp_path):
 @pytest.mark.slow
 def test_one_command_studies_the_photographs(tmp_path):
     """A shortened one: its first method."""
-    words = ["METHODS=swav", "SEEDS=1", "STUDY_EPOCHS=1", f"STUDY={tmp_path / 'out'}"]
+    words = ["METHODS=swav", "SEEDS=1", "STUDY_EPOCHS=2", f"STUDY={tmp_path / 'out'}"]
     done = subprocess.run(["make", "-o", ".venv/installed", "study", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "4,261 training images of 26 classes" in done.stdout

@@ -1,5 +1,6 @@
 """Runs that several processes share: each is done once, after what it needs, and goes on after a kill."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,9 @@ from src.study.plan import Task
 
 
 def fake(name: str, folder: Path, script: str, *needs: Task) -> Task:
-    return Task(name, "runs", name, 1, folder / "runs" / name, lambda: ["-c", script], needs)
+    program = folder / f"{name}.py"
+    program.write_text(script)
+    return Task(name, "runs", name, 1, folder / "runs" / name, lambda: [str(program)], needs)
 
 
 def judged(task: Task) -> str:
@@ -80,3 +83,34 @@ if not before: os.kill(os.getpid(), signal.SIGKILL)
     work.work([task], tmp_path / "claims", judged, lambda line: None)
     assert log.read_text() == "xx"
     assert task.is_judged
+
+
+def test_a_run_is_good_though_nobody_listens_and_the_page_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "LOOK", -1)
+    tasks = [fake(name, tmp_path, "") for name in ("a", "b")]
+    looked = []
+
+    def look():
+        looked.append(sum(task.is_judged for task in tasks))
+        raise OSError("No space left on device")
+
+    said = []
+    work.work(tasks, tmp_path / "claims", judged, said.append, look=look)
+    assert looked == [1, 2]
+    assert said.count("the page is not written: No space left on device") == 2
+
+    def gone(line):
+        if "good" in line:
+            raise BrokenPipeError
+
+    last = fake("c", tmp_path, "")
+    with contextlib.suppress(BrokenPipeError):
+        work.work([last], tmp_path / "claims", judged, gone)
+    assert (last.is_judged, last.has_failed) == (True, False)
+
+
+def test_relative_paths_are_those_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = fake("here", tmp_path, "import os, pathlib; pathlib.Path('is').write_text(os.getcwd())")
+    work.work([task], tmp_path / "claims", judged, lambda line: None)
+    assert (tmp_path / "is").read_text() == str(tmp_path)
