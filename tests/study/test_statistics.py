@@ -36,6 +36,23 @@ def test_of_two_methods_whose_images_do_not_vary_it_is_the_paired_t_test():
     assert (found.interval.low, found.interval.high) == pytest.approx((low, high), rel=1e-3)
 
 
+def test_of_more_methods_whose_images_do_not_vary_it_is_tukeys_test_in_blocks():
+    """Seeds are the blocks; a pair whose own differences vary more than the residual is told by these."""
+    rng = np.random.default_rng(9)
+    values = rng.normal(0, 0.02, (5, 1)) + rng.normal(0, 0.01, (5, 4)) + [0, 0.01, 0.02, 0.03]  # seeds, methods
+    means = values.mean(axis=0)
+    residual = ((values - means - values.mean(axis=1, keepdims=True) + values.mean()) ** 2).sum() / (4 * 3)
+    found = differences({str(name): seeds_of(np.repeat(values[:, [name]], 50, axis=1)) for name in range(4)})
+    by_residual = 0
+    for (first, second), one in found.items():
+        own = np.var(values[:, int(first)] - values[:, int(second)], ddof=1)
+        if own <= 2 * residual:
+            by_residual += 1
+            q = abs(means[int(first)] - means[int(second)]) / math.sqrt(residual / 5)
+            assert one.p == pytest.approx(stats.studentized_range.sf(q, 4, 12), rel=1e-3)
+    assert 2 <= by_residual < 6
+
+
 def test_the_components_are_those_of_a_crossed_table():
     """Whose sums of squares are written out."""
     rng = np.random.default_rng(1)
@@ -123,7 +140,7 @@ def test_an_interval_holds_the_truth_in_95_of_a_hundred_studies():
         shift = rng.normal(0, 0.01, (4, 1)) + rng.normal(0, 0.03, (1, 100)) + rng.normal(0, 0.03, (4, 100))
         found = pair(0.017 + shift, np.zeros((4, 100)))
         held += found.interval.low <= 1.7 <= found.interval.high
-    assert held >= stats.binom.ppf(0.001, 200, 0.95)
+    assert stats.binom.ppf(0.001, 200, 0.95) <= held <= stats.binom.ppf(0.999, 200, 0.95)
 
 
 def test_rank_correlation_and_its_clusters():
