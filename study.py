@@ -26,7 +26,7 @@ from src.models.backbones import require_size
 from src.parallel import launch
 from src.study.images import StudyImages
 from src.study.page import write_report
-from src.study.plan import read_object
+from src.study.plan import array_job, read_object
 from src.study.recipes import DISTILLED, RECIPES, TEACHER
 from src.study.runs import RUNS, Plan, plan_of, precision_of
 from src.study.settings import Settings, StudySettings
@@ -105,8 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = call.settings
     own, folder = settings.study, Path(settings.study.dump_path).absolute()
     methods = methods_of(own)
-    in_array, first_in_array = (os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN"))
-    is_first = in_array == first_in_array and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
     stand_alone(own, settings.device.device)
     world = launch.start(settings.device.device, settings.device.dist_url)
     if own.at_once > 1:
@@ -119,9 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_writable(folder)
     require_same_study(folder, settings, plan.images, precision_of(world.device))
     plan.require_one_recipe()
-    if own.retry and is_first:
-        for task in plan.tasks:
-            task.forget_failure()
+    is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and not array_job()
+    if own.retry and not is_requeued:
+        plan.forget_failures()
     if not own.helper:
         call.tell_unread()
         say(plan.images.words)
@@ -133,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder / "claims",
             plan.judge,
             say,
-            leaves=own.helper or in_array is not None,
+            leaves=own.helper or "SLURM_ARRAY_TASK_ID" in os.environ,
             look=(lambda: None) if own.helper else partial(write_report, folder, plan, call.command),
         )
     if own.helper:
@@ -156,7 +154,9 @@ def tell(plan: Plan) -> None:
             print(f"{task.name}: as {', '.join(decide)} will tell")
         else:
             print(f"{task.name}:", *map(quote, task.command()))
-    print(f"{sum(task.command is not None and not task.is_over for task in plan.tasks)} trainings to come")
+    again = plan.settings.study.retry
+    come = [task for task in plan.tasks if task.command and (not task.is_over or (again and task.has_failed))]
+    print(f"{len(come)} trainings to come")
 
 
 def say(line: str) -> None:

@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         study.tell(plan)
         return 0
     study.require_same_study(folder, settings, plan.images, precision_of(world.device))
-    for task in plan.tasks if own.retry else ():
-        task.forget_failure()
+    if own.retry:
+        plan.forget_failures()
     with orderly_end():
         work(plan.tasks, folder / "claims", plan.judge, print)
     print(write_report(folder, plan, call.command))

@@ -21,7 +21,8 @@ class StudyImages:
     """What a study looks at.
 
     Attributes:
-        train: all that is trained on; ``path`` is where they lie, and ``watched`` those that trainings look at.
+        train: all that is trained on; ``path`` is where they lie.
+        watched: what trainings are told to look at; "" where they find it themselves.
         learnt, test: labelled ones for classifiers to learn from, and to be judged by; None without labels.
         scored: for the scores without labels.
         seen: as ``scored``, of the training images.
@@ -75,7 +76,8 @@ def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judg
         learnt = evenly_spread(learnt, judged)
     looked = evenly_spread(train if beside is None else beside, scored)
     seen = evenly_spread(train, scored)
-    watched = path if place is None else str(Path(place).absolute())
+    # what is called test beside images that are no split may be anything
+    watched = path if place is None and _beside(data.dataset, path) is not None else ""
     return StudyImages(path, watched, train, learnt, test, looked, seen, is_tested_beside, mean, std, words)
 
 

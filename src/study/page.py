@@ -115,9 +115,7 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
     length = f"as many epochs as fit into {own.minutes:g} minutes" if own.minutes else f"{own.epochs} epochs"
     runs = max(len(one.judged) + len(one.failed) for one in methods.values())
     seeds = f"{runs} seeds" if runs > 1 else "one seed"
-    found = [task for tasks in tasks_in(plan.folder, plan).values() for task in tasks]
-    asked = {task.name: task for task in (*plan.tasks, *found)}.values()
-    over = sum(task.is_over for task in asked)
+    over = sum(task.is_over for task in plan.tasks)
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if name in ("torch", "torchvision"))
     return [
         f"# Study: {plan.folder.name}",
@@ -125,7 +123,7 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
         f"{plan.images.words}. {network.spec.name}, {views.size} pixels, {length}, {own.batch_size} images a step, "
         f"{seeds}. Means and 95 % intervals over seeds.",
         "",
-        *([f"So far {over} of {len(asked)} runs are over.", ""] if over < len(asked) else []),
+        *([f"So far {over} of {len(plan.tasks)} runs are over.", ""] if over < len(plan.tasks) else []),
         "```bash",
         command,
         "```",

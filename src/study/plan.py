@@ -1,6 +1,7 @@
 """The runs of a study, what each waits for, and how far they are: all of it is told by files, so that any number of
 processes on any number of machines can share the work, and go on after a kill."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +59,21 @@ class Task:
         return read_object(self.folder / JUDGED)
 
     def fail(self, code: int, reason: str) -> None:
-        write_json(self.folder / FAILED, {"code": code, "reason": reason})
+        write_json(self.folder / FAILED, {"code": code, "reason": reason, "job": array_job()})
 
     def forget_failure(self) -> None:
-        (self.folder / FAILED).unlink(missing_ok=True)
+        """But for one of this Slurm array, whose tasks begin at different times, some of them more than once."""
+        if self.has_failed and not (array_job() and read_object(self.folder / FAILED).get("job") == array_job()):
+            (self.folder / FAILED).unlink(missing_ok=True)
 
     def reason(self) -> str:
         """Why it failed."""
         return str(read_object(self.folder / FAILED).get("reason", ""))
+
+
+def array_job() -> str:
+    """The same for all tasks of a Slurm array; "" outside of one."""
+    return os.environ.get("SLURM_ARRAY_JOB_ID", "")
 
 
 def read_object(path: Path) -> dict[str, Any]:

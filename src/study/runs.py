@@ -1,6 +1,5 @@
 """From the settings of a study to its runs."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -105,9 +104,19 @@ class Plan:
             write_json(self._kept(method), {"rate": self.rate_of(method)})
 
     def best_try(self, method: str) -> Task | None:
-        """The one with the rate that is kept; None where all failed."""
-        task = self.tries[method][self.rate_of(method)]
-        return task if task.is_judged else None
+        """The one with the rate that is kept, or the best of those that have not failed; None where all have."""
+        known = {rate: task for rate, task in self.tries[method].items() if task.is_judged}
+        best = best_rate({rate: task.judged() for rate, task in known.items()})
+        return known.get(self.rate_of(method)) or (None if best is None else known[best])
+
+    def forget_failures(self) -> None:
+        """So that they are tried again; and the rates that were kept when tries had failed, where nothing was trained
+        with them yet."""
+        for task in self.tasks:
+            task.forget_failure()
+        for method in self.tries:
+            if not any((self.folder / RUNS).glob(f"{method}-[0-9]*/checkpoint.pth.tar")):
+                self._kept(method).unlink(missing_ok=True)
 
     def command(self, task: Task, rate: float | None, teacher: Callable[[], Task | None]) -> list[str]:
         """The command line of a run; ``rate`` None takes the best one. Raises UserError where its teacher failed."""
@@ -148,22 +157,22 @@ class Plan:
         )
 
     def require_one_recipe(self) -> None:
-        """Raises UserError where runs that are over had another recipe than those to come, as after an update."""
+        """Keeps the recipes that the folder began with. Raises UserError where runs to come would have others, as after
+        an update."""
         for method, tasks in self.runs.items():
-            if method == RANDOM or all(task.is_over for task in tasks):
+            if method == RANDOM:
                 continue
-            for task in tasks:
-                path = task.folder / "settings.json"
-                if not (task.is_judged and path.exists()):
-                    continue
-                before = shlex.split(str(read_object(path).get("command", "")))
-                now = words_of(method, self.scale(task, None, "x"))
-                changed = [f"{had} -> {has}" for had, has in zip(before, now, strict=False) if has not in (had, "x")]
-                if before[:1] == now[:1] and changed:
-                    raise UserError(
-                        f"{task.folder} was trained by another recipe ({', '.join(changed[:3])}), which would be mixed "
-                        "with that of the runs to come; choose another --dump_path"
-                    )
+            path = self.folder / "recipes" / f"{method}.json"
+            recipe = words_of(method, replace(self.scale(tasks[0], 1.0, ""), epochs=self.settings.study.epochs))
+            if not path.exists():
+                write_json(path, {"words": recipe})
+            before = read_object(path)["words"]
+            changed = [f"{had} -> {has}" for had, has in zip(before, recipe, strict=False) if had != has]
+            if before != recipe and not all(task.is_over for task in (*tasks, *self.tries.get(method, {}).values())):
+                raise UserError(
+                    f"{self.folder} has runs of {method} by another recipe ({', '.join(changed[:3])}), which would be "
+                    "mixed with those to come; choose another --dump_path"
+                )
 
     def same_for_all(self) -> list[str]:
         """Flags of images, network and device."""
@@ -191,7 +200,7 @@ class Plan:
         """Some points of a curve."""
         every = max(1, epochs // POINTS)
         words: list[object] = ["--scores_freq", every, "--scores_images", min(400, self.settings.study.scored_images)]
-        words += ["--val_path", self.images.watched]  # or a folder that happens to be called test would be taken
+        words += ["--val_path", self.images.watched] if self.images.watched else []
         if self.images.is_tested_beside:
             k = min(NEIGHBOURS, len(self.images.train))
             words += ["--knn_freq", every, "--knn_k", k, "--knn_train_images", 5000, "--knn_rule", "weighted"]

@@ -13,15 +13,18 @@ from pathlib import Path
 from unittest import mock
 
 import study
+from src.checkpoints.files import write_json
 from src.errors import UserError
 from src.study import work
 from src.study.images import _held_out
 from src.study.label_free import most_trusted_score
 from src.study.recipes import TITLES
+from src.study.runs import plan_of
 from tests.helpers import ROOT, run
 
 import numpy as np
 import pytest
+import torch
 
 TINY = ["--epochs", "2", "--arch", "resnet18", "--width", "0.0625", "--size", "16", "--batch_size", "32",
         "--device", "cpu", "--workers", "0", "--scored_images", "60"]  # fmt: skip
@@ -104,6 +107,38 @@ def test_a_page_while_runs_are_under_way(one, patches, tmp_path, monkeypatch, ca
     assert re.search(r"^\| SimCLR \| - .*\| 0 \|$", text, re.MULTILINE)
 
 
+def test_kept_rates_and_teachers_when_tries_fail(patches, tmp_path):
+    words = [str(patches), "--dump_path", str(tmp_path), *TINY, "--methods", "disco", "--rates", "1", "3", "10"]
+    plan = plan_of(study.SCRIPT.parse(words).settings, ["moco", "disco"], tmp_path, torch.device("cpu"))
+
+    def tried(rate: float, knn: float | None) -> None:
+        task = plan.tries["moco"][rate]
+        if knn is None:
+            task.fail(1, "the disk is full")
+        else:
+            write_json(task.folder / "judged.json", {"knn": knn})
+
+    assert plan.best_try("moco") is None
+    for rate in (1, 3, 10):
+        tried(rate, None)
+    assert plan.best_try("moco") is None
+    plan.keep_rate("moco")  # the first run begins with what there is
+    plan.forget_failures()
+    assert not any(task.has_failed for task in plan.tries["moco"].values())
+    tried(1, 50)
+    tried(3, None)
+    tried(10, 60)
+    assert (plan.rate_of("moco"), plan.best_try("moco").name) == (10, "moco-rate-10")  # nothing was trained with 1
+    plan.keep_rate("moco")
+    (tmp_path / "runs" / "moco-1").mkdir(parents=True)
+    (tmp_path / "runs" / "moco-1" / "checkpoint.pth.tar").touch()
+    plan.forget_failures()
+    tried(10, 40)
+    assert plan.rate_of("moco") == 10  # as the runs that there are
+    (plan.tries["moco"][10].folder / "judged.json").unlink()
+    assert plan.best_try("moco").name == "moco-rate-1"
+
+
 def test_another_study_is_refused(one, patches):
     with pytest.raises(UserError, match=r"holds another study: size 16 -> 24; choose another --dump_path"):
         studied(patches, one, "--methods", "swav", "--size", 24)
@@ -114,10 +149,12 @@ def test_another_study_is_refused(one, patches):
 def test_runs_of_another_recipe_are_not_mixed_with_new_ones(one, patches, tmp_path):
     folder = tmp_path / "one"
     shutil.copytree(one, folder)
-    path = folder / "runs" / "swav-2" / "settings.json"
-    path.write_text(path.read_text().replace("--hidden_mlp 64", "--hidden_mlp 32"))
-    with pytest.raises(UserError, match=r"swav-2 was trained by another recipe \(32 -> 64\), which would be mixed"):
+    path = folder / "recipes" / "swav.json"
+    path.write_text(re.sub(r'("--hidden_mlp",\s*)"64"', r'\1"32"', path.read_text()))
+    with pytest.raises(UserError, match=r"has runs of swav by another recipe \(32 -> 64\), which would be mixed"):
         studied(patches, folder, "--methods", "swav", "--seeds", 4)
+    with pytest.raises(UserError, match="another recipe"):
+        studied(patches, folder, "--methods", "swav", "--first_seed", 4)
     assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 3, trains=None) == 0  # only the page is new
 
 

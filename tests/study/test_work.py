@@ -114,3 +114,18 @@ def test_relative_paths_are_those_of_the_study(tmp_path, monkeypatch):
     task = fake("here", tmp_path, "import os, pathlib; pathlib.Path('is').write_text(os.getcwd())")
     work.work([task], tmp_path / "claims", judged, lambda line: None)
     assert (tmp_path / "is").read_text() == str(tmp_path)
+
+
+def test_tasks_of_an_array_try_a_failed_run_once_more_and_not_each(tmp_path, monkeypatch):
+    task = fake("bad", tmp_path, "")
+    task.folder.mkdir(parents=True)
+    task.fail(1, "before")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    task.forget_failure()  # of an earlier job
+    assert not task.has_failed
+    task.fail(1, "in this one")
+    task.forget_failure()
+    assert task.has_failed
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
+    task.forget_failure()
+    assert not task.has_failed
