@@ -24,7 +24,6 @@ from src.data.fingerprint import fingerprint
 from src.errors import UserError
 from src.models.backbones import require_size
 from src.parallel import launch
-from src.study.images import StudyImages
 from src.study.page import write_report
 from src.study.plan import array_job, read_object
 from src.study.recipes import DISTILLED, RECIPES, TEACHER
@@ -52,9 +51,20 @@ def methods_of(own: StudySettings) -> list[str]:
     return sorted(methods, key=lambda method: method == DISTILLED)  # after its teacher
 
 
-def require_same_study(folder: Path, settings: Settings, images: StudyImages, precision: str) -> None:
+def open_folder(plan: Plan) -> None:
+    """Makes the study's folder, or goes on with it. Raises UserError where it holds another study."""
+    require_writable(plan.folder)
+    require_same_study(plan)
+    plan.require_one_recipe()
+    is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and not array_job()
+    if plan.settings.study.retry and not is_requeued:
+        plan.forget_failures()
+
+
+def require_same_study(plan: Plan) -> None:
     """Raises UserError where the folder holds a study of other images, networks, views or lengths; methods and seeds
     may be added."""
+    settings, images, folder = plan.settings, plan.images, plan.folder
     own = settings.study
     now = {
         **vars(settings.network),
@@ -62,7 +72,7 @@ def require_same_study(folder: Path, settings: Settings, images: StudyImages, pr
         **{name: getattr(own, name) for name in ("epochs", "minutes", "batch_size", "judged_images", "scored_images")},
         "rates": list(own.rates),
         "labels": settings.data.labels,
-        "precision": precision,
+        "precision": precision_of(plan.judging.device),
         "mean": list(images.mean),
         "std": list(images.std),
         "exif_orientation": images.train.decoding.exif_orientation,
@@ -114,12 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if own.dry_run:
         tell(plan)
         return 0
-    require_writable(folder)
-    require_same_study(folder, settings, plan.images, precision_of(world.device))
-    plan.require_one_recipe()
-    is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and not array_job()
-    if own.retry and not is_requeued:
-        plan.forget_failures()
+    open_folder(plan)
     if not own.helper:
         call.tell_unread()
         say(plan.images.words)

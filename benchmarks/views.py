@@ -29,7 +29,7 @@ from src.study.page import write_report
 from src.study.plan import Task
 from src.study.recipes import TEACHER as MOCO
 from src.study.recipes import TITLES
-from src.study.runs import RUNS, Plan, plan_of, precision_of
+from src.study.runs import RUNS, Plan, plan_of
 from src.study.settings import Settings
 from src.study.work import orderly_end, work
 
@@ -96,7 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("MoCo-v2 is trained, by one process: leave out --methods and --at_once")
     world = launch.start(settings.device.device, settings.device.dist_url)
     plan = plan_of(settings, [MOCO], folder, world.device)
-    plan.require_one_recipe()
     plan.runs[TORCHVISION] = []
     for task in plan.runs[MOCO]:
         name = f"{TORCHVISION}-{task.seed}"
@@ -105,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if own.dry_run:
         study.tell(plan)
         return 0
-    study.require_same_study(folder, settings, plan.images, precision_of(world.device))
-    if own.retry:
-        plan.forget_failures()
+    study.open_folder(plan)
     with orderly_end():
         work(plan.tasks, folder / "claims", plan.judge, print)
     print(write_report(folder, plan, call.command))

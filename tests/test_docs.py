@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import main_cwrgp
 import main_dino
@@ -17,7 +19,7 @@ from tests.helpers import ROOT
 import pytest
 
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "data" / "README.md"]
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "data" / "README.md"]
 )
 SCRIPTS = {f"{m.__name__}.py": m for m in
            (main_swav, main_twist, main_intl, main_cwrgp, main_disco, main_w2ssl, main_dino)}  # fmt: skip
@@ -29,12 +31,14 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def links(page: Path) -> list[str]:
+    """To files and headings of the repository."""
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if not link.startswith("http")]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page):
-    text = page.read_text()
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("http"):
-            continue
+    for target in links(page):
         path, _, anchor = target.partition("#")
         place = (page.parent / path).resolve() if path else page
         assert place.exists(), target
@@ -48,7 +52,17 @@ def test_the_front_page_is_short():
 
 def test_every_page_is_linked_from_the_front_page():
     front = (ROOT / "README.md").read_text()
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in front] == []
+    pages = [str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page not in front] == []
+
+
+def test_nothing_that_is_linked_is_left_out_of_the_repository():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    linked = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for target in links(page)}
+    names = "\n".join(map(str, linked))
+    ignored = subprocess.run(["git", "check-ignore", "--stdin"], cwd=ROOT, input=names, capture_output=True, text=True)
+    assert (ignored.returncode, ignored.stdout) == (1, "")  # 1: none is
 
 
 def commands() -> list[tuple[str, list[str]]]:

@@ -64,7 +64,8 @@ def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judg
     if not len(train):
         raise UserError(f"there are no images at {path}")
     is_split = str(found) != str(data.data_path) or Path(path).name.lower() in TRAINING
-    place = _beside(data.dataset, path) if is_split else None
+    sibling = _beside(data.dataset, path)
+    place = sibling if is_split else None
     beside = open_images(data.dataset, place, "test", how) if place is not None else None
     learnt, test = _labelled(train, beside) if data.labels else (None, None)
     is_tested_beside = test is not None and beside is not None and _has_labels(beside)
@@ -76,8 +77,7 @@ def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judg
         learnt = evenly_spread(learnt, judged)
     looked = evenly_spread(train if beside is None else beside, scored)
     seen = evenly_spread(train, scored)
-    # what is called test beside images that are no split may be anything
-    watched = path if place is None and _beside(data.dataset, path) is not None else ""
+    watched = path if sibling is not None and not is_split else ""  # what is called test there may be anything
     return StudyImages(path, watched, train, learnt, test, looked, seen, is_tested_beside, mean, std, words)
 
 

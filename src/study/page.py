@@ -13,14 +13,14 @@ from ..engine.diagnostics import RANK_OF_A_COLLAPSE
 from ..engine.monitor import finite_or_none, number, read_log
 from ..evaluation.scores import SCORES
 from ..surroundings import commit, versions
-from .judge import JUDGED, RIGHT
+from .judge import RIGHT
 from .label_free import agreement, most_trusted_score, numbers, recommendation, scores_in_words
 from .method import Method
 from .picture import draw
 from .plan import RANDOM, Task, read_object
 from .rates import compared
 from .recipes import DISTILLED, TITLES
-from .runs import RUNS, TIMING, Plan
+from .runs import RUNS, Plan
 from .statistics import SEEDS, Difference, best_of, differences, less
 
 LABELLED = {"knn": "10-NN, %", "linear": "linear, %", "nmi": "NMI, %"}
@@ -144,9 +144,7 @@ def _commits(plan: Plan) -> list[str]:
 
 def _lengths(plan: Plan) -> list[str]:
     """The epochs that fitted into the minutes of a run, method by method."""
-    folder = plan.folder / TIMING
-    known = dict.fromkeys([*plan.runs, *TITLES])
-    timed = [method for method in known if (folder / f"{method}-timing" / JUDGED).exists()]
+    timed = [method for method in dict.fromkeys([*plan.runs, *TITLES]) if plan.is_timed(method)]
     if not timed:
         return []
     return ["Epochs: " + ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in timed) + ".", ""]

@@ -16,7 +16,7 @@ from .images import StudyImages, open_study_images
 from .judge import JUDGED, NEIGHBOURS, Judge, cost_of
 from .plan import RANDOM, Task, read_object
 from .rates import best_rate
-from .recipes import DISTILLED, TEACHER, Scale, require_batches, words_of
+from .recipes import DISTILLED, RECIPES, TEACHER, Scale, require_batches, words_of
 from .settings import Settings
 
 TRIED = 28  # steps of the try that tells how long an epoch takes
@@ -73,11 +73,17 @@ class Plan:
     def epochs_of(self, method: str) -> int:
         """``--epochs``, or as many as fit into ``--minutes``."""
         own = self.settings.study
-        timing = self.folder / TIMING / f"{method}-timing"
-        if not own.minutes or not (timing / JUDGED).exists():
+        if not self.is_timed(method):
             return int(own.epochs)
-        rate = cost_of(timing)["images_per_second"] or 0
+        rate = cost_of(self._timing(method))["images_per_second"] or 0
         return max(1, int(own.minutes * 60 * rate / len(self.images.train)))
+
+    def is_timed(self, method: str) -> bool:
+        """Whether this start, or an earlier one, knows how long its epochs take."""
+        return bool(self.settings.study.minutes) and (self._timing(method) / JUDGED).exists()
+
+    def _timing(self, method: str) -> Path:
+        return self.folder / TIMING / f"{method}-timing"
 
     def rate_of(self, method: str) -> float:
         """The factor on the learning rate that the tries speak for, or did when the first run began."""
@@ -160,7 +166,7 @@ class Plan:
         """Keeps the recipes that the folder began with. Raises UserError where runs to come would have others, as after
         an update."""
         for method, tasks in self.runs.items():
-            if method == RANDOM:
+            if method not in RECIPES:
                 continue
             path = self.folder / "recipes" / f"{method}.json"
             recipe = words_of(method, replace(self.scale(tasks[0], 1.0, ""), epochs=self.settings.study.epochs))

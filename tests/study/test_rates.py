@@ -1,9 +1,13 @@
 """Which of several learning rates a method keeps."""
 
+import study
+from src.checkpoints.files import write_json
 from src.study.label_free import most_trusted_score
 from src.study.rates import best_rate
+from src.study.runs import plan_of
 
 import pytest
+import torch
 
 
 def reached(*values):
@@ -41,3 +45,47 @@ def test_without_labels_the_score_that_is_trusted_most_decides():
     tries = {rate: {"scores": {score.name: value and score.sign * value}} for rate, value in worth.items()}
     assert best_rate(tries) == 1
     assert best_rate({rate: tries[rate] for rate in (3, 10)}) == 10
+
+
+def test_kept_rates_and_teachers_when_tries_fail(patches, tmp_path):
+    words = [
+        str(patches),
+        "--dump_path",
+        str(tmp_path),
+        "--batch_size",
+        "32",
+        "--size",
+        "16",
+        "--rates",
+        "1",
+        "3",
+        "10",
+    ]
+    plan = plan_of(study.SCRIPT.parse(words).settings, ["moco", "disco"], tmp_path, torch.device("cpu"))
+
+    def tried(rate: float, knn: float | None) -> None:
+        task = plan.tries["moco"][rate]
+        if knn is None:
+            task.fail(1, "the disk is full")
+        else:
+            write_json(task.folder / "judged.json", {"knn": knn})
+
+    assert plan.best_try("moco") is None
+    for rate in (1, 3, 10):
+        tried(rate, None)
+    assert plan.best_try("moco") is None
+    plan.keep_rate("moco")  # the first run begins with what there is
+    plan.forget_failures()
+    assert not any(task.has_failed for task in plan.tries["moco"].values())
+    tried(1, 50)
+    tried(3, None)
+    tried(10, 60)
+    assert (plan.rate_of("moco"), plan.best_try("moco").name) == (10, "moco-rate-10")  # nothing was trained with 1
+    plan.keep_rate("moco")
+    (tmp_path / "runs" / "moco-1").mkdir(parents=True)
+    (tmp_path / "runs" / "moco-1" / "checkpoint.pth.tar").touch()
+    plan.forget_failures()
+    tried(10, 40)
+    assert plan.rate_of("moco") == 10  # as the runs that there are
+    (plan.tries["moco"][10].folder / "judged.json").unlink()
+    assert plan.best_try("moco").name == "moco-rate-1"

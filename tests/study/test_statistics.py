@@ -46,10 +46,9 @@ def test_of_more_methods_whose_images_do_not_vary_it_is_tukeys_test_in_blocks():
     by_residual = 0
     for (first, second), one in found.items():
         own = np.var(values[:, int(first)] - values[:, int(second)], ddof=1)
-        if own <= 2 * residual:
-            by_residual += 1
-            q = abs(means[int(first)] - means[int(second)]) / math.sqrt(residual / 5)
-            assert one.p == pytest.approx(stats.studentized_range.sf(q, 4, 12), rel=1e-3)
+        by_residual += own <= 2 * residual
+        q = abs(means[int(first)] - means[int(second)]) / math.sqrt(max(residual, own / 2) / 5)
+        assert one.p == pytest.approx(stats.studentized_range.sf(q, 4, 12), rel=1e-3)
     assert 2 <= by_residual < 6
 
 

@@ -1,5 +1,6 @@
 """A study from the command line: its runs, what is told of them, kills, and several processes that share the work."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,18 +14,15 @@ from pathlib import Path
 from unittest import mock
 
 import study
-from src.checkpoints.files import write_json
 from src.errors import UserError
 from src.study import work
 from src.study.images import _held_out
 from src.study.label_free import most_trusted_score
 from src.study.recipes import TITLES
-from src.study.runs import plan_of
 from tests.helpers import ROOT, run
 
 import numpy as np
 import pytest
-import torch
 
 TINY = ["--epochs", "2", "--arch", "resnet18", "--width", "0.0625", "--size", "16", "--batch_size", "32",
         "--device", "cpu", "--workers", "0", "--scored_images", "60"]  # fmt: skip
@@ -105,38 +103,6 @@ def test_a_page_while_runs_are_under_way(one, patches, tmp_path, monkeypatch, ca
     text = (folder / "study.md").read_text()
     assert "So far 9 of 16 runs are over." in text
     assert re.search(r"^\| SimCLR \| - .*\| 0 \|$", text, re.MULTILINE)
-
-
-def test_kept_rates_and_teachers_when_tries_fail(patches, tmp_path):
-    words = [str(patches), "--dump_path", str(tmp_path), *TINY, "--methods", "disco", "--rates", "1", "3", "10"]
-    plan = plan_of(study.SCRIPT.parse(words).settings, ["moco", "disco"], tmp_path, torch.device("cpu"))
-
-    def tried(rate: float, knn: float | None) -> None:
-        task = plan.tries["moco"][rate]
-        if knn is None:
-            task.fail(1, "the disk is full")
-        else:
-            write_json(task.folder / "judged.json", {"knn": knn})
-
-    assert plan.best_try("moco") is None
-    for rate in (1, 3, 10):
-        tried(rate, None)
-    assert plan.best_try("moco") is None
-    plan.keep_rate("moco")  # the first run begins with what there is
-    plan.forget_failures()
-    assert not any(task.has_failed for task in plan.tries["moco"].values())
-    tried(1, 50)
-    tried(3, None)
-    tried(10, 60)
-    assert (plan.rate_of("moco"), plan.best_try("moco").name) == (10, "moco-rate-10")  # nothing was trained with 1
-    plan.keep_rate("moco")
-    (tmp_path / "runs" / "moco-1").mkdir(parents=True)
-    (tmp_path / "runs" / "moco-1" / "checkpoint.pth.tar").touch()
-    plan.forget_failures()
-    tried(10, 40)
-    assert plan.rate_of("moco") == 10  # as the runs that there are
-    (plan.tries["moco"][10].folder / "judged.json").unlink()
-    assert plan.best_try("moco").name == "moco-rate-1"
 
 
 def test_another_study_is_refused(one, patches):
@@ -253,6 +219,17 @@ def test_a_failed_and_a_collapsed_run_are_told(one, patches, tmp_path):
     assert "MoCo-v2 failed with seed 2: the loss is nan" in text
     assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2, "--retry") == 0
     assert "failed" not in (folder / "study.md").read_text()
+
+
+def test_a_dead_terminal_ends_nothing(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        study.say("nobody reads this")
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
 
 
 def test_torchrun_is_refused(patches, tmp_path, monkeypatch):
