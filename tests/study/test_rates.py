@@ -1,4 +1,4 @@
-"""Which of several learning rates a method keeps."""
+"""Which of several learning rates a method keeps, whatever fails."""
 
 import study
 from src.checkpoints.files import write_json
@@ -48,19 +48,7 @@ def test_without_labels_the_score_that_is_trusted_most_decides():
 
 
 def test_kept_rates_and_teachers_when_tries_fail(patches, tmp_path):
-    words = [
-        str(patches),
-        "--dump_path",
-        str(tmp_path),
-        "--batch_size",
-        "32",
-        "--size",
-        "16",
-        "--rates",
-        "1",
-        "3",
-        "10",
-    ]
+    words = [str(patches), *f"--dump_path {tmp_path} --batch_size 32 --rates 1 3 10".split()]
     plan = plan_of(study.SCRIPT.parse(words).settings, ["moco", "disco"], tmp_path, torch.device("cpu"))
 
     def tried(rate: float, knn: float | None) -> None:
