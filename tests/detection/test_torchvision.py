@@ -194,9 +194,9 @@ def test_two_ranks_share_the_images(data, weights, tmp_path):
 
 @pytest.mark.slow
 def test_it_learns_coloured_boxes(tmp_path, weights):
-    """From nearly nothing to most of them, on the images it is trained on."""
+    """AP50 was 76 to 96 with three seeds; batches of 2 at a rate of 0.01 diverge with every second one."""
     make_voc(tmp_path / "data", train=8, test=4)
-    plan = ["--iterations", 60, "--warmup", 10, "--log_every", 20, "--lr", 0.01]
+    plan = ["--iterations", 40, "--warmup", 10, "--log_every", 20, "--batch_size", 4]
     result = run(*command(tmp_path / "data", tmp_path / "run", weights, "voc", *plan), timeout=900)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "detection.json").read_text())["AP50"] > 20
