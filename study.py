@@ -158,7 +158,10 @@ def tell(plan: Plan) -> None:
         elif decide:
             print(f"{task.name}: as {', '.join(decide)} will tell")
         else:
-            print(f"{task.name}:", *map(quote, task.command()))
+            try:
+                print(f"{task.name}:", *map(quote, task.command()))
+            except UserError as error:
+                print(f"{task.name}: fails ({error})")
     again = plan.settings.study.retry
     come = [task for task in plan.tasks if task.command and (not task.is_over or (again and task.has_failed))]
     print(f"{len(come)} trainings to come")

@@ -34,20 +34,22 @@ class Settings:
 SCRIPT = cli.Script("How far scores without labels tell kNN accuracy.", Settings(), positionals=("studies",))
 
 
-def trust_of(folder: str) -> dict[str, Trust]:
-    """Score -> its trust, as a study measured it."""
+def trust_of(folder: str) -> tuple[dict[str, Trust], float]:
+    """Score -> its trust, as a study measured it; and the regret of taking any method."""
     content = read_json(Path(folder) / "study.json")
     found = content.get("scores") if isinstance(content, dict) else None
-    if not found or any(score.name not in found for score in SCORES):
+    if not found or any(score.name not in found for score in SCORES) or content.get("regret_by_lot") is None:
         raise UserError(f"{folder}: a study without labels, of an older program, or one that has not ended")
     trust = {}
     for score in SCORES:
         one = found[score.name]
         if None in (*one["across"], *one["within"], one["regret"]):
-            raise UserError(f"{folder}: too few runs or checkpoints to tell anything of {score.title}")
+            raise UserError(
+                f"{folder}: too few runs, or too few checkpoints with an accuracy, to tell anything of {score.title}"
+            )
         across, within = (tuple(round(value, 2) for value in one[name]) for name in ("across", "within"))
         trust[score.name] = Trust(across, within, round(one["regret"], 1))
-    return trust
+    return trust, round(content["regret_by_lot"], 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,17 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, _, folder = words.rpartition("=")
         measured[name or folder] = trust_of(folder)
     lines = []
-    for name, trusts in measured.items():
-        print(f"{name}\n| score | across methods | within a method | regret, % |\n|---|---|---|---|")
+    for name, (trusts, by_lot) in measured.items():
+        print(f"{name}: any method, taken by lot, loses {by_lot} %")
+        print("| score | across methods | within a method | regret, % |\n|---|---|---|---|")
         lines.append(f'    "{name}": {{')
         for score in SCORES:
             one = trusts[score.name]
             print(f"| {score.title} | {in_words(one.across)} | {in_words(one.within)} | {one.regret:.1f} |")
             lines.append(f'        "{score.name}": Trust({one.across}, {one.within}, {one.regret}),')
         lines.append("    },")
+    lots = [f'    "{name}": {by_lot},' for name, (_, by_lot) in measured.items()]
     if own.write:
-        head, mark, _ = TOLD.read_text().partition("# MEASURED: data -> score -> its trust\n")
-        TOLD.write_text(head + mark + "\n".join(["MEASURED = {", *lines, "}", ""]))
+        head, mark, _ = TOLD.read_text().partition("# MEASURED: ")
+        names = "data -> score -> its trust; BY_LOT: data -> regret of taking any method"
+        TOLD.write_text(head + mark + "\n".join([names, "MEASURED = {", *lines, "}", "BY_LOT = {", *lots, "}", ""]))
     return 0
 
 

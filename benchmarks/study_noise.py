@@ -8,8 +8,8 @@ A/A studies compare a method with itself: some seeds of it under one name, and o
 among them is wrong, and about 5 of 100 may be. The plain paired bootstrap (seeds and test images are drawn again,
 percentiles, Bonferroni's correction for all pairs) is measured beside what a study does. Studies are resampled from the
 same runs, so they overlap, and the shares are known less well than so many studies of their own would tell.
---simulate draws studies of equal methods by chance, also of many methods, and of one whose seeds differ more than the
-others'.
+--simulate draws studies of equal methods by chance, also of many methods, and of such whose seeds differ more than
+others' do.
 """
 
 import itertools
@@ -109,29 +109,53 @@ def worth_of_pairing(first: np.ndarray, second: np.ndarray, own: Settings, gener
         print(f"  without pairs of {name} the error is {middle:.2f} times as large (quartiles {low:.2f} to {high:.2f})")
 
 
-def simulated(own: Settings, methods: int, times: float, generator: np.random.Generator) -> float:
-    """Percent of studies of equal methods that call any difference real. Seeds differ by about a percent; those of one
-    method ``times`` as much. What a method finds easy is partly its own."""
-    called = 0
-    for _ in range(own.studies):
-        easy = generator.normal(0, 1.2, IMAGES)
-        right = {}
-        for number in range(methods):
-            of_seeds = generator.normal(0, 0.05 * (times if number == 0 else 1), (own.seeds, 1))
-            worth = easy + generator.normal(0, 1, (1, IMAGES)) + of_seeds
-            right[str(number)] = dict(enumerate(generator.uniform(size=(own.seeds, IMAGES)) < 1 / (1 + np.exp(-worth))))
-        called += any(one.is_real for one in differences(right).values())
-    return 100 * called / own.studies
+def alike(methods: int, generator: np.random.Generator) -> np.ndarray:
+    """(methods,) how much the seeds of each differ, in the unit of ``simulated``."""
+    return np.full(methods, 0.05)
+
+
+def one_more(methods: int, generator: np.random.Generator) -> np.ndarray:
+    return np.array([0.6, *[0.05] * (methods - 1)])
+
+
+def each_its_own(methods: int, generator: np.random.Generator) -> np.ndarray:
+    """As different as the methods of docs/studies/photographs are: logarithms with a standard deviation of 0.43."""
+    return 0.2 * np.exp(generator.normal(0, 0.43, methods))
+
+
+def simulated(own: Settings, spreads: np.ndarray, generator: np.random.Generator) -> tuple[bool, np.ndarray]:
+    """Whether a study of equal methods calls any difference real; and the standard deviation of each method's accuracy
+    over seeds, in percent, as it came out: each network is right or wrong by chance, too.
+
+    What a method finds easy is partly its own; ``spreads`` is how much more or less its seeds find easy, in logits.
+    """
+    easy = generator.normal(0, 1.2, IMAGES)
+    right, found = {}, []
+    for number, spread in enumerate(spreads):
+        worth = easy + generator.normal(0, 1, (1, IMAGES)) + generator.normal(0, spread, (own.seeds, 1))
+        rows = generator.uniform(size=(own.seeds, IMAGES)) < 1 / (1 + np.exp(-worth))
+        right[str(number)] = dict(enumerate(rows))
+        found.append(100 * rows.mean(axis=1).std(ddof=1))
+    return any(one.is_real for one in differences(right).values()), np.array(found)
+
+
+def tell_simulated(own: Settings) -> None:
+    print(f"percent of {own.studies} studies of equal methods with {own.seeds} seeds that call any difference real")
+    for methods in (2, 6, 20):
+        for spreads_of in (alike, one_more, each_its_own):
+            generator = np.random.default_rng(0)
+            drawn = [simulated(own, spreads_of(methods, generator), generator) for _ in range(own.studies)]
+            share = 100 * np.mean([called for called, _ in drawn])
+            deviations = np.sqrt(np.mean([found**2 for _, found in drawn], axis=0))  # of each method
+            first, others = deviations[0], np.median(deviations[1:])
+            print(f"  {methods} methods, {spreads_of.__name__}: {share:.1f} % (standard deviation over seeds: "
+                  f"{first:.1f} % of the first, {others:.1f} % of the others)", flush=True)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     own = SCRIPT.parse(argv).settings
     if own.simulate:
-        print(f"percent of {own.studies} studies of equal methods with {own.seeds} seeds that call any difference real")
-        for methods in (2, 6, 20):
-            for times in (1, 4, 8):
-                share = simulated(own, methods, times, np.random.default_rng(0))
-                print(f"  {methods} methods, seeds of one differ {times} times as much: {share:.1f} %", flush=True)
+        tell_simulated(own)
         return 0
     if not own.study:
         raise UserError("which study? Give its folder, or --simulate")

@@ -35,6 +35,12 @@ def refuse_splits(source: ImageSource, path: str | Path) -> None:
         )
 
 
+def require_apart(results: str | Path, images: str | Path) -> None:
+    """Raises UserError where results, pictures among them, would be taken for images the next time."""
+    if Path(images).is_dir() and Path(results).resolve().is_relative_to(Path(images).resolve()):
+        raise UserError(f"the results would lie among the images of {images}: choose another --dump_path")
+
+
 def _names(dataset: str, split: str) -> list[str]:
     """What a split may be called, with the ending of a format that is a file."""
     names = ["train"] if split == "train" else ["val", "test"]

@@ -31,7 +31,7 @@ def most_trusted() -> str:
     return max(scores, key=lambda name: sum(found[name].across[0] for found in MEASURED.values()))
 
 
-# MEASURED: data -> score -> its trust
+# MEASURED: data -> score -> its trust; BY_LOT: data -> regret of taking any method
 MEASURED = {
     "the photographs of data/": {
         "rankme": Trust((0.48, 0.09, 0.75), (0.46, 0.29, 0.64), 7.4),
@@ -41,4 +41,7 @@ MEASURED = {
         "uniformity": Trust((0.49, 0.15, 0.75), (0.54, 0.39, 0.69), 5.5),
         "cluster_stability": Trust((-0.14, -0.41, 0.17), (-0.01, -0.14, 0.13), 11.1),
     },
+}
+BY_LOT = {
+    "the photographs of data/": 5.2,
 }

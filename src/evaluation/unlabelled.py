@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from ..checkpoints.files import require_writable
 from ..data.datasets import EvaluationDataSettings, open_images
 from ..data.small_sets import bicubic_evaluation
 from ..data.source import ImageSource
-from ..data.splits import find_training
+from ..data.splits import find_training, require_apart
 from ..data.to_device import ToDevice
 from ..data.views import CentreView
 from ..errors import UserError
@@ -67,8 +66,7 @@ def open_looked(settings: EvaluationSettings, weights: Pretrained, world: launch
         raise UserError(f"there are no images at {path}")
     if images.left_out and collectives.is_main():
         print(f"warning: left out: {'; '.join(images.left_out)}", file=sys.stderr)
-    if Path(path).is_dir() and Path(judged.dump_path).resolve().is_relative_to(Path(path).resolve()):
-        raise UserError(f"the results would lie among the images of {path}: choose another --dump_path")
+    require_apart(judged.dump_path, path)
     if world.is_main:
         require_writable(judged.dump_path)
     backbone = weights.backbone.to(world.device).to(memory_format=torch.channels_last)

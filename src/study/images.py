@@ -9,7 +9,7 @@ from ..data.datasets import IMAGENET_MEAN, IMAGENET_STD, check_channels, open_im
 from ..data.decoding import Decoding
 from ..data.labels import UNLABELLED
 from ..data.source import ImageSource, Subset, as_classes_of, evenly_spread, labelled
-from ..data.splits import TRAINING, find_training, find_val_beside, is_own
+from ..data.splits import TRAINING, find_training, find_val_beside, is_own, require_apart
 from ..errors import UserError
 from .settings import StudyDataSettings
 
@@ -66,6 +66,8 @@ def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judg
     is_split = str(found) != str(data.data_path) or Path(path).name.lower() in TRAINING
     sibling = _beside(data.dataset, path)
     place = sibling if is_split else None
+    for where in (path, place or path):
+        require_apart(folder, where)
     beside = open_images(data.dataset, place, "test", how) if place is not None else None
     learnt, test = _labelled(train, beside) if data.labels else (None, None)
     is_tested_beside = test is not None and beside is not None and _has_labels(beside)

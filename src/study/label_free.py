@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..engine.monitor import finite_or_none
-from ..evaluation.score_trust import MEASURED, most_trusted
+from ..evaluation.score_trust import BY_LOT, MEASURED, most_trusted
 from ..evaluation.scores import SCORES, Score
 from .method import Method
 from .plan import RANDOM
@@ -75,10 +75,21 @@ def chosen_by(methods: Mapping[str, Method], score: Score) -> str | None:
     return max(means, key=lambda name: means[name]) if means else None
 
 
-def _regret(methods: Mapping[str, Method], chosen: str) -> float:
+def _means(methods: Mapping[str, Method]) -> dict[str, float]:
+    """10-NN accuracy of each trained method, in percent."""
     trained = {name: one for name, one in methods.items() if name != RANDOM}
-    means = {name: float(np.mean(one.values("knn"))) for name, one in trained.items() if one.values("knn")}
+    return {name: float(np.mean(one.values("knn"))) for name, one in trained.items() if one.values("knn")}
+
+
+def _regret(methods: Mapping[str, Method], chosen: str) -> float:
+    means = _means(methods)
     return max(means.values()) - means[chosen] if chosen in means else math.nan
+
+
+def regret_by_lot(methods: Mapping[str, Method]) -> float:
+    """What is lost on average by taking any method: a score that is of use loses less."""
+    means = list(_means(methods).values())
+    return max(means) - float(np.mean(means)) if means else math.nan
 
 
 def scores_in_words(methods: Mapping[str, Method], found: Mapping[str, Agreement]) -> list[str]:
@@ -98,8 +109,15 @@ def scores_in_words(methods: Mapping[str, Method], found: Mapping[str, Agreement
         lost = "-" if one.chosen is None else f"{one.regret:.1f} ({methods[one.chosen].title})"
         cells = [_words(one.across), _words(one.within), lost]
         lines.append(f"| {score.title} ({score.better} is better) | " + " | ".join(cells) + " |")
+    lines += ["", f"Any method, taken by lot, loses {regret_by_lot(methods):.1f} % on average.", ""]
+    if all(math.isnan(one.mean) for score in SCORES for one in found[score.name].by_method.values()):
+        unknown = "Within a method nothing is known: it takes accuracies of three checkpoints or more, and these are "
+        return [
+            *lines,
+            unknown + "told while training only where the test images are a folder of their own (`val`).",
+            "",
+        ]
     lines += [
-        "",
         "The same within each method (interval by resampling its runs):",
         "",
         "| method | " + " | ".join(score.title for score in SCORES) + " |",
@@ -122,7 +140,8 @@ def recommendation(methods: Mapping[str, Method]) -> list[str]:
     chosen = chosen_by(methods, score)
     if chosen is None:
         return []
-    lost = " and ".join(f"{one[score.name].regret:.1f} % on {data}" for data, one in MEASURED.items())
+    lost = " and ".join(f"{one[score.name].regret:.1f} % on {data} (any method, taken by lot: {BY_LOT[data]:.1f} %)"
+                        for data, one in MEASURED.items())  # fmt: skip
     return [
         "## Recommendation",
         "",

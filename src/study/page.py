@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from ..engine.monitor import finite_or_none, number, read_log
 from ..evaluation.scores import SCORES
 from ..surroundings import commit, versions
 from .judge import RIGHT
-from .label_free import agreement, most_trusted_score, numbers, recommendation, scores_in_words
+from .label_free import agreement, most_trusted_score, numbers, recommendation, regret_by_lot, scores_in_words
 from .method import Method
 from .picture import draw
 from .plan import RANDOM, Task, read_object
@@ -79,7 +80,7 @@ def write_report(folder: Path, plan: Plan, command: str) -> str:
     tries = {method: plan.tries_of(method) for method in dict.fromkeys([*plan.tries, *TITLES])}
     tries = {method: by_rate for method, by_rate in tries.items() if by_rate}
     ended = [method for method, by_rate in tries.items() if all(task.is_over for task in by_rate.values())]
-    kept = {method: plan.rate_of(method) for method in ended if any(task.is_judged for task in tries[method].values())}
+    kept = {method: rate for method in ended if (rate := plan.rate_kept(method)) is not None}
     lines = [
         *_head(plan, methods, command),
         *_tables(methods, order, has_labels),
@@ -92,7 +93,9 @@ def write_report(folder: Path, plan: Plan, command: str) -> str:
     ]
     text = "\n".join(lines)
     write_atomically(folder / "study.md", lambda file: file.write(text.encode(errors="backslashreplace")))
-    write_json(folder / "study.json", {**_numbers(methods, tested), "scores": numbers(agreed), "rates": kept})
+    by_lot = {"regret_by_lot": regret_by_lot(methods)} if has_labels else {}
+    told = {**_numbers(methods, tested), "scores": numbers(agreed), **finite_or_none(by_lot), "rates": kept}
+    write_json(folder / "study.json", told)
     draw(methods, order, main, title, folder / "study.png")
     return text
 
@@ -129,17 +132,19 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
         "```",
         "",
         *_lengths(plan),
-        f"Code: {', '.join(_commits(plan)) or 'unknown'}; {known}.",
+        f"Code: {_commits(plan)}; {known}.",
         "",
     ]
 
 
-def _commits(plan: Plan) -> list[str]:
-    """Of the runs, which tell them in their settings; until there are any, of this program."""
+def _commits(plan: Plan) -> str:
+    """Of the runs, which tell them in their settings, and how many have each; until there are any, of this program."""
     trained = [task for tasks in tasks_in(plan.folder, plan).values() for task in tasks if task.method != RANDOM]
     told = [task.folder / "settings.json" for task in trained if task.is_judged]
-    found = {str(read_object(path).get("commit", "")) for path in told if path.exists()} or {commit()}
-    return sorted(found - {""})
+    found = Counter(str(read_object(path).get("commit") or "unknown") for path in told if path.exists())
+    if len(found) < 2:
+        return next(iter(found), commit() or "unknown")
+    return ", ".join(f"{name} ({count} runs)" for name, count in sorted(found.items()))
 
 
 def _lengths(plan: Plan) -> list[str]:
@@ -226,7 +231,8 @@ def _ended(methods: Mapping[str, Method], order: list[str]) -> list[str]:
             seeds = ", ".join(map(str, one.collapsed))
             lines.append(f"* {one.title} collapsed with seed {seeds}: its features vary in fewer than "
                          f"{RANK_OF_A_COLLAPSE:g} directions. It is in the means above.")  # fmt: skip
-        lines += [f"* {one.title} failed with seed {seed}: {reason}" for seed, reason in one.failed.items()]
+        lines += [f"* {one.title} failed with seed {seed}, and is in no mean: {reason}"
+                  for seed, reason in one.failed.items()]  # fmt: skip
     return [*lines, ""] if lines else []
 
 

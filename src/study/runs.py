@@ -10,7 +10,7 @@ import torch
 from ..checkpoints.files import write_json
 from ..engine.monitor import number
 from ..errors import UserError
-from ..models.backbones import feature_width
+from ..models.backbones import feature_width, is_ours
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
 from .images import StudyImages, open_study_images
 from .judge import JUDGED, NEIGHBOURS, Judge, cost_of
@@ -86,13 +86,25 @@ class Plan:
         return self.folder / TIMING / f"{method}-timing"
 
     def rate_of(self, method: str) -> float:
-        """The factor on the learning rate that the tries speak for, or did when the first run began."""
+        """The factor on the learning rate that the tries speak for, or did when the first run began.
+
+        Raises UserError where no try reached anything.
+        """
+        if len(self.settings.study.rates) < 2:
+            return float(self.settings.study.rates[0])
+        kept = self.rate_kept(method)
+        if kept is None:
+            reasons = [task.reason() for task in self.tries_of(method).values() if task.has_failed]
+            raise UserError(f"no try of its learning rate reached anything{f': {reasons[0]}' if reasons else ''}")
+        return kept
+
+    def rate_kept(self, method: str) -> float | None:
+        """As ``rate_of``; None where no try reached anything."""
         path = self._kept(method)
         if path.exists():
             return float(read_object(path)["rate"])
         over = {rate: task for rate, task in self.tries_of(method).items() if task.is_over}
-        kept = best_rate({rate: task.judged() if task.is_judged else None for rate, task in over.items()})
-        return float(self.settings.study.rates[0]) if kept is None else kept
+        return best_rate({rate: task.judged() if task.is_judged else None for rate, task in over.items()})
 
     def tries_of(self, method: str) -> dict[float, Task]:
         """Of this start, or of an earlier one that asked for other methods."""
@@ -112,8 +124,8 @@ class Plan:
     def best_try(self, method: str) -> Task | None:
         """The one with the rate that is kept, or the best of those that have not failed; None where all have."""
         known = {rate: task for rate, task in self.tries[method].items() if task.is_judged}
-        best = best_rate({rate: task.judged() for rate, task in known.items()})
-        return known.get(self.rate_of(method)) or (None if best is None else known[best])
+        best, kept = best_rate({rate: task.judged() for rate, task in known.items()}), self.rate_kept(method)
+        return known[kept] if kept in known else None if best is None else known[best]
 
     def forget_failures(self) -> None:
         """So that they are tried again; and the rates that were kept when tries had failed, where nothing was trained
@@ -186,7 +198,7 @@ class Plan:
         words = ["--data_path", self.images.path, "--dataset", data.dataset, "--workers", data.workers]
         words += ["--mean", *self.images.mean, "--std", *self.images.std, "--channels", network.channels]
         words += ["--arch", network.arch, "--device", self.settings.device.device, "--track", "none"]
-        words += ["--width", network.width, "--stem", network.stem] if network.arch.startswith("resnet") else []
+        words += ["--width", network.width, "--stem", network.stem] if is_ours(network.arch) else []
         words += ["--precision", precision_of(self.judging.device)]
         words += ["--exif_orientation", data.exif_orientation is not False]
         words += ["--index_cache", data.index_cache or self.folder / "index"] if self.keeps_index else []

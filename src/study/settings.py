@@ -10,7 +10,7 @@ from ..data.datasets import EvaluationDataSettings
 from ..data.splits import name_of_data
 from ..data.views import CentreView
 from ..errors import UserError
-from ..models.backbones import STEMS, BackboneSpec
+from ..models.backbones import STEMS, BackboneSpec, is_ours
 from ..parallel.launch import DeviceSettings
 from ..settings import replaced, setting
 from .recipes import RECIPES
@@ -150,7 +150,7 @@ class Settings:
             changes["dump_path"] = f"studies/{name_of_data(self.data.data_path)}"
         small = self.views.size <= 64
         if "stem" not in given:
-            changes["stem"] = "small" if small and self.network.arch.startswith("resnet") else "imagenet"
+            changes["stem"] = "small" if small and is_ours(self.network.arch) else "imagenet"
         if "blur" not in given:
             changes["blur"] = 0.0 if small else 0.5
         return replaced(self, changes), []

@@ -13,7 +13,6 @@ import numpy as np
 
 LEVEL = 0.95
 SEEDS = 3  # fewer tell too little of the noise to call a difference real
-FAR_MORE = 3.0  # times the common spread of seeds
 Right = Mapping[int, np.ndarray]  # seed -> (M,), whether its network was right about each test image
 
 
@@ -81,6 +80,16 @@ class Table(NamedTuple):
     noise: float
 
 
+class Spread(NamedTuple):
+    """How seeds differ in a study: the number of methods, the variance of a seed's difference over all pairs with its
+    degrees of freedom, and the variance of each method's seeds."""
+
+    methods: int
+    shared: float
+    freedom: float
+    own: Mapping[str, float]
+
+
 def interval(values: Sequence[float]) -> Interval:
     """Student's t interval over seeds."""
     from scipy import stats
@@ -116,11 +125,12 @@ def table_of(difference_SM: np.ndarray) -> Table:
 def differences(right: Mapping[str, Right]) -> dict[tuple[str, str], Difference]:
     """All pairs of methods, paired by seed and test image, by Tukey's range test.
 
-    With few seeds a pair's own spread is known badly, so that some of many pairs would look certain by chance. The
-    spread of seeds is therefore that of all pairs together (the residual of methods by seeds), or the pair's own where
-    that is larger, but at least what single images alone give; to it comes that of the images. Tukey's test takes the
-    largest difference between methods that are all alike as its measure, so that choosing the best does not matter.
-    ``benchmarks/study_noise.py`` measures how often it calls chance real.
+    With few seeds a pair's own spread is known badly, so that some of many pairs would look certain by chance. So all
+    pairs share one spread of seeds (the residual of methods by seeds), known by the seeds of all methods. What two
+    methods vary more than that is added for their pair, and known by their own seeds alone: degrees of freedom are
+    Satterthwaite's (1946) of the two parts. No pair has less than single images alone give; to it comes the spread of
+    the images. Tukey's test takes the largest difference between methods that are all alike as its measure, so that
+    choosing the best does not matter. ``benchmarks/study_noise.py`` measures how often it calls chance real.
 
     Args:
         right: rows of all methods over the same test images. Pairs are compared by the seeds that both have, SEEDS
@@ -132,32 +142,50 @@ def differences(right: Mapping[str, Right]) -> dict[tuple[str, str], Difference]
         if common:
             a, b = (np.stack([right[name][seed] for seed in common]).astype(np.float64) for name in (first, second))
             tables[first, second] = table_of(100 * (a - b))
-    known = {pair: table for pair, table in tables.items() if table.seeds >= SEEDS}
-    compared = len({name for pair in known for name in pair})
-    pooled = of_pool = math.nan
-    if known:
-        pooled = float(np.mean([table.of_seeds for table in known.values()]))
-        of_pool = (compared - 1) * (float(np.mean([table.seeds for table in known.values()])) - 1)
-    return {pair: _compared(table, compared, pooled, of_pool) for pair, table in tables.items()}
+    spread = spread_of({pair: table for pair, table in tables.items() if table.seeds >= SEEDS})
+    return {(a, b): _compared(table, spread, spread.own.get(a, 0.0), spread.own.get(b, 0.0))
+            for (a, b), table in tables.items()}  # fmt: skip
 
 
-def _compared(table: Table, methods: int, pooled: float, of_pool: float) -> Difference:
-    """One pair; ``pooled`` is the variance of a seed's difference over all pairs, with its degrees of freedom."""
+def spread_of(tables: Mapping[tuple[str, str], Table]) -> Spread:
+    """How seeds differ, over all pairs and of each method, from the variances of pairs.
+
+    A pair's variance is the sum of its methods' own, without what a seed does to all methods. So a method's own is
+    found by adding up its pairs (Grubbs 1948), where there are three methods or more; below 0 it is 0.
+    """
+    names = sorted({name for pair in tables for name in pair})
+    if not tables:
+        return Spread(0, math.nan, math.nan, {})
+    variance = {pair: table.of_seeds for pair, table in tables.items()}
+    shared = float(np.mean(list(variance.values())))
+    freedom = (len(names) - 1) * (float(np.mean([table.seeds for table in tables.values()])) - 1)
+    own = {}
+    if len(names) > 2:
+        total = shared * len(names) / 2  # of all methods
+        for name in names:
+            its = np.mean([value for pair, value in variance.items() if name in pair]) * (len(names) - 1)
+            own[name] = max(0.0, float(its - total) / (len(names) - 2))
+    return Spread(len(names), shared, freedom, own)
+
+
+def _compared(table: Table, spread: Spread, *own: float) -> Difference:
+    """One pair, and the variances over seeds of its methods' ``own``."""
     if table.seeds < SEEDS:
-        return Difference(Interval(table.mean, math.nan, math.nan), table.seeds, math.nan, methods, math.nan)
-    of_seeds = max(max(pooled, table.of_seeds) / table.seeds, table.noise)
-    if table.of_seeds > FAR_MORE * pooled:
-        of_pool = table.seeds - 1  # a method whose seeds differ far more than others' stands for itself
-    variance = of_seeds + table.of_images
+        return Difference(Interval(table.mean, math.nan, math.nan), table.seeds, math.nan, spread.methods, math.nan)
+    of_all = max(spread.shared / table.seeds, table.noise)
+    more = max(0.0, sum(own) / table.seeds - of_all)
+    variance = of_all + more + table.of_images
     if variance == 0:
         statistic = 0.0 if table.mean == 0 else math.inf
-        return Difference(Interval(*[table.mean] * 3), table.seeds, statistic, methods, of_pool)
-    freedom = variance**2 / (of_seeds**2 / of_pool + table.of_images**2 / max(1, table.images - 1))
+        return Difference(Interval(*[table.mean] * 3), table.seeds, statistic, spread.methods, spread.freedom)
+    of_both = (table.seeds - 1) * sum(own) ** 2 / sum(one**2 for one in own) if more else 1.0  # Welch's
+    parts = (of_all, spread.freedom), (more, of_both), (table.of_images, max(1, table.images - 1))
+    freedom = variance**2 / sum(part**2 / its for part, its in parts)
     freedom = float(min(max(1, math.floor(2 * freedom) / 2), 200))  # halves, so that few values are ever looked up
     error = math.sqrt(variance / 2)
-    half = _critical(methods, freedom) * error
+    half = _critical(spread.methods, freedom) * error
     ends = table.mean - half, table.mean + half
-    return Difference(Interval(table.mean, *ends), table.seeds, abs(table.mean) / error, methods, freedom)
+    return Difference(Interval(table.mean, *ends), table.seeds, abs(table.mean) / error, spread.methods, freedom)
 
 
 def best_of(right: Mapping[str, Right]) -> str:

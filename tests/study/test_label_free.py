@@ -2,9 +2,9 @@
 
 import math
 
-from src.evaluation.score_trust import MEASURED, most_trusted
+from src.evaluation.score_trust import BY_LOT, MEASURED, most_trusted
 from src.evaluation.scores import SCORES
-from src.study.label_free import agreement, numbers, recommendation, scores_in_words
+from src.study.label_free import agreement, numbers, recommendation, regret_by_lot, scores_in_words
 from src.study.method import Method
 from src.study.plan import RANDOM
 
@@ -54,6 +54,9 @@ def test_a_score_chooses_a_method_and_the_loss_is_told(methods):
     assert found.regret == pytest.approx(59 - 56)
     assert agreement(methods, LESS).chosen == "a"
     assert agreement(methods, LESS).regret == pytest.approx(59 - 51)
+    means = [np.mean(methods[name].values("knn")) for name in "abc"]
+    assert regret_by_lot(methods) == pytest.approx(59 - np.mean(means))
+    assert math.isnan(regret_by_lot({"b": Method("B")}))
 
 
 def test_within_a_method_checkpoints_are_compared(methods):
@@ -81,6 +84,13 @@ def test_the_tables_name_every_score_and_method(methods):
     for name, one in methods.items():
         assert (f"| {one.title} |" in text) == (name != RANDOM)
     assert "3.0 (C)" in text
+    assert f"taken by lot, loses {regret_by_lot(methods):.1f} %" in text
+    assert "The same within each method" in text
+    for one in methods.values():
+        one.curve = {}
+    text = "\n".join(scores_in_words(methods, {score.name: agreement(methods, score) for score in SCORES}))
+    assert "The same within each method" not in text
+    assert "Within a method nothing is known: it takes accuracies of three checkpoints or more" in text
 
 
 def test_without_labels_the_most_trusted_score_recommends(methods):
@@ -88,5 +98,5 @@ def test_without_labels_the_most_trusted_score_recommends(methods):
     text = "\n".join(recommendation(methods))
     assert ("C, by" if sign > 0 else "A, by") in text
     for data, one in MEASURED.items():
-        assert f"{one[most_trusted()].regret:.1f} % on {data}" in text
+        assert f"{one[most_trusted()].regret:.1f} % on {data} (any method, taken by lot: {BY_LOT[data]:.1f} %)" in text
     assert recommendation({"b": Method("B")}) == []

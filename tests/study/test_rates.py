@@ -2,6 +2,7 @@
 
 import study
 from src.checkpoints.files import write_json
+from src.errors import UserError
 from src.study.label_free import most_trusted_score
 from src.study.rates import best_rate
 from src.study.runs import plan_of
@@ -62,7 +63,8 @@ def test_kept_rates_and_teachers_when_tries_fail(patches, tmp_path):
     for rate in (1, 3, 10):
         tried(rate, None)
     assert plan.best_try("moco") is None
-    plan.keep_rate("moco")  # the first run begins with what there is
+    with pytest.raises(UserError, match="no try of its learning rate reached anything: the disk is full"):
+        plan.keep_rate("moco")  # the first run does not begin with any rate at all
     plan.forget_failures()
     assert not any(task.has_failed for task in plan.tries["moco"].values())
     tried(1, 50)

@@ -1,8 +1,9 @@
 """What a study says of differences: against formulas written out, and against chance that is drawn here."""
 
+import itertools
 import math
 
-from src.study.statistics import _spearman, best_of, differences, interval, less, rank_correlation, table_of
+from src.study.statistics import _spearman, best_of, differences, interval, less, rank_correlation, spread_of, table_of
 
 import numpy as np
 import pytest
@@ -37,19 +38,28 @@ def test_of_two_methods_whose_images_do_not_vary_it_is_the_paired_t_test():
 
 
 def test_of_more_methods_whose_images_do_not_vary_it_is_tukeys_test_in_blocks():
-    """Seeds are the blocks; a pair whose own differences vary more than the residual is told by these."""
+    """Seeds are the blocks. Two methods that vary more than the residual of all have that on top, by their own seeds;
+    how much a method varies is found from its residuals here (Grubbs's estimator), and from pairs there."""
     rng = np.random.default_rng(9)
-    values = rng.normal(0, 0.02, (5, 1)) + rng.normal(0, 0.01, (5, 4)) + [0, 0.01, 0.02, 0.03]  # seeds, methods
+    noise = rng.normal(0, 0.01, (5, 4)) * [1, 1, 1, 3]
+    values = rng.normal(0, 0.02, (5, 1)) + noise + [0, 0.01, 0.02, 0.03]  # seeds, methods
     means = values.mean(axis=0)
-    residual = ((values - means - values.mean(axis=1, keepdims=True) + values.mean()) ** 2).sum() / (4 * 3)
+    residuals = values - means - values.mean(axis=1, keepdims=True) + values.mean()
+    residual = (residuals**2).sum() / (4 * 3)
+    each = (residuals**2).sum(axis=0) / 4
+    own = np.maximum((each - each.sum() * 4 / 3 / 16) / (1 - 2 / 4), 0)
     found = differences({str(name): seeds_of(np.repeat(values[:, [name]], 50, axis=1)) for name in range(4)})
-    by_residual = 0
+    plain = 0
     for (first, second), one in found.items():
-        own = np.var(values[:, int(first)] - values[:, int(second)], ddof=1)
-        by_residual += own <= 2 * residual
-        q = abs(means[int(first)] - means[int(second)]) / math.sqrt(max(residual, own / 2) / 5)
-        assert one.p == pytest.approx(stats.studentized_range.sf(q, 4, 12), rel=1e-3)
-    assert 2 <= by_residual < 6
+        both = own[[int(first), int(second)]]
+        more = max(0.0, both.sum() - 2 * residual)
+        welch = 4 * both.sum() ** 2 / (both**2).sum()
+        freedom = (2 * residual + more) ** 2 / ((2 * residual) ** 2 / 12 + more**2 / welch)
+        q = abs(means[int(first)] - means[int(second)]) / math.sqrt((2 * residual + more) / 2 / 5)
+        assert one.p == pytest.approx(stats.studentized_range.sf(q, 4, math.floor(2 * freedom) / 2), rel=1e-3)
+        plain += more == 0
+        assert (one.freedom == 12) == (more == 0)
+    assert plain == 3  # those without the last method
 
 
 def test_the_components_are_those_of_a_crossed_table():
@@ -75,6 +85,18 @@ def equal_methods(rng, methods, seeds, images, of_seed, of_image):
     return right
 
 
+def test_the_spread_of_a_method_is_found_from_its_pairs():
+    rng = np.random.default_rng(10)
+    spreads = np.array([0.2, 1.0, 1.0, 1.0, 5.0])
+    values = rng.normal(0, 3, (2000, 1)) + rng.normal(0, 1, (2000, 5)) * spreads  # seeds, methods
+    tables = {(str(a), str(b)): table_of((values[:, a] - values[:, b])[:, None])
+              for a, b in itertools.combinations(range(5), 2)}  # fmt: skip
+    found = spread_of(tables)
+    assert [found.own[str(name)] for name in range(5)] == pytest.approx(spreads**2, rel=0.1, abs=0.15)
+    assert found.shared == pytest.approx(2 * (spreads**2).mean(), rel=0.1)
+    assert found.freedom == 4 * 1999
+
+
 @pytest.mark.parametrize(("methods", "studies"), [(2, 200), (6, 60)])
 @pytest.mark.parametrize(("of_seed", "of_image"), [(0.02, 0.0), (0.1, 0.0), (0.1, 1.0)])
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -85,6 +107,19 @@ def test_of_a_hundred_studies_of_equal_methods_about_five_call_any_real(seeds, o
         right = equal_methods(rng, methods, seeds, 300, of_seed, of_image)
         wrong += any(one.is_real for one in differences(right).values())
     assert wrong <= stats.binom.ppf(0.999, studies, 0.05)
+
+
+@pytest.mark.parametrize("times", [[8, 1, 1, 1, 1, 1], [0.4, 0.7, 1, 1.4, 2, 3]], ids=["one", "all"])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_methods_whose_seeds_differ_more_than_others_are_seldom_called_real(seeds, times):
+    """A spread that is the same for all pairs would call some real in 16 to 18 of 100 studies of the first kind."""
+    rng = np.random.default_rng(11)
+    wrong = 0
+    for _ in range(400):
+        values = rng.normal(0, 1, (len(times), seeds, 1)) * np.reshape(times, (-1, 1, 1))
+        found = differences({str(name): seeds_of(rows) for name, rows in enumerate(values)})
+        wrong += any(one.is_real for one in found.values())
+    assert wrong <= stats.binom.ppf(0.999, 400, 0.07)
 
 
 def test_a_difference_that_there_is_is_found_and_has_its_sign():

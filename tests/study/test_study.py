@@ -216,7 +216,7 @@ def test_a_failed_and_a_collapsed_run_are_told(one, patches, tmp_path):
     assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2) == 0
     text = (folder / "study.md").read_text()
     assert "SwAV collapsed with seed 1" in text
-    assert "MoCo-v2 failed with seed 2: the loss is nan" in text
+    assert "MoCo-v2 failed with seed 2, and is in no mean: the loss is nan" in text
     assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 2, "--retry") == 0
     assert "failed" not in (folder / "study.md").read_text()
 
@@ -267,6 +267,14 @@ BAD = {
     "two lengths": (["--methods", "swav", "--minutes", "1"], "--epochs and --minutes: a run has one length"),
     "an area from large to small": (["--methods", "swav", "--area", "0.6", "0.2"], "the smallest share is above"),
     "one cluster": (["--methods", "twist", "--clusters", "1"], "--clusters 1: expected 2 or more"),
+    "results among the images": (
+        ["--methods", "swav", "--dump_path", "{data}/train/studies/mine"],
+        "the results would lie among the images of {data}/train",
+    ),
+    "results among the test images": (
+        ["--methods", "swav", "--dump_path", "{data}/val"],
+        "the results would lie among the images of {data}/val",
+    ),
     "no images": (["--methods", "swav"], "does not exist"),
 }
 
@@ -275,6 +283,7 @@ BAD = {
 def test_bad_input_is_one_line(case, patches, tmp_path):
     words, said = BAD[case]
     data = tmp_path / "nowhere" if case == "no images" else patches
+    words, said = [word.format(data=data) for word in words], said.format(data=data)
     with pytest.raises(UserError, match=re.escape(said)):
         studied(data, tmp_path / "out", *words)
 

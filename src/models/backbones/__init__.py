@@ -31,6 +31,7 @@ __all__ = [
     "initialize",
     "initialize_mobile",
     "is_mobile",
+    "is_ours",
     "require_size",
     "residual_blocks",
     "takes",
@@ -203,6 +204,11 @@ def require_size(backbone: nn.Module, size: int, channels: int) -> None:
         ) from None
     finally:
         backbone.train(was_training)
+
+
+def is_ours(name: str) -> bool:
+    """Whether it is one of our ResNets, which have widths and stems; timm has others whose names begin alike."""
+    return ALIASES.get(name, name) in RESNETS
 
 
 def is_mobile(backbone: nn.Module) -> bool:
