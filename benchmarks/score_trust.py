@@ -1,8 +1,10 @@
 """How far scores without labels tell kNN accuracy, by studies of labelled images: what eval_scores.py says of them.
 
-    python benchmarks/score_trust.py "the photographs of data/=studies/patches" "CIFAR-10=studies/cifar10k" --write
+    python benchmarks/score_trust.py --write
+    python benchmarks/score_trust.py "my images=studies/mine"
 
-Reads each study's study.json. With --write the numbers go into src/evaluation/score_trust.py.
+Reads each study's study.json; default: those of docs/studies. With --write the numbers go into
+src/evaluation/score_trust.py.
 """
 
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.publish_study import regret_by_lot
 from src import cli
 from src.checkpoints.files import read_json
 from src.errors import UserError
@@ -20,6 +23,7 @@ from src.evaluation.score_trust import Trust, in_words
 from src.evaluation.scores import SCORES
 from src.settings import setting
 
+PUBLISHED = ("the photographs of data/=docs/studies/photographs",)
 TOLD = ROOT / "src" / "evaluation" / "score_trust.py"
 
 
@@ -27,7 +31,9 @@ TOLD = ROOT / "src" / "evaluation" / "score_trust.py"
 class Settings:
     """How far scores tell kNN accuracy"""
 
-    studies: tuple[str, ...] = setting((), "what the images are called, =, and the study's folder", required=True)
+    studies: tuple[str, ...] = setting(
+        PUBLISHED, "what the images are called, =, and the study's folder; default: the published ones"
+    )
     write: bool = setting(False, "write src/evaluation/score_trust.py", switch=True)
 
 
@@ -38,7 +44,7 @@ def trust_of(folder: str) -> tuple[dict[str, Trust], float]:
     """Score -> its trust, as a study measured it; and the regret of taking any method."""
     content = read_json(Path(folder) / "study.json")
     found = content.get("scores") if isinstance(content, dict) else None
-    if not found or any(score.name not in found for score in SCORES) or content.get("regret_by_lot") is None:
+    if not found or any(score.name not in found for score in SCORES):
         raise UserError(f"{folder}: a study without labels, of an older program, or one that has not ended")
     trust = {}
     for score in SCORES:
@@ -49,7 +55,7 @@ def trust_of(folder: str) -> tuple[dict[str, Trust], float]:
             )
         across, within = (tuple(round(value, 2) for value in one[name]) for name in ("across", "within"))
         trust[score.name] = Trust(across, within, round(one["regret"], 1))
-    return trust, round(content["regret_by_lot"], 1)
+    return trust, round(regret_by_lot(content), 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

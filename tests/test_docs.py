@@ -13,6 +13,9 @@ import main_intl
 import main_swav
 import main_twist
 import main_w2ssl
+from benchmarks import publish_study, score_trust
+from src.evaluation.score_trust import BY_LOT, MEASURED, most_trusted
+from src.evaluation.scores import SCORES
 from src.settings import leaves
 from tests.helpers import ROOT
 
@@ -63,6 +66,20 @@ def test_nothing_that_is_linked_is_left_out_of_the_repository():
     names = "\n".join(map(str, linked))
     ignored = subprocess.run(["git", "check-ignore", "--stdin"], cwd=ROOT, input=names, capture_output=True, text=True)
     assert (ignored.returncode, ignored.stdout) == (1, "")  # 1: none is
+
+
+def test_tables_of_studies_say_what_the_studies_found():
+    for path, text in publish_study.pages().items():
+        assert path.read_text() == text, "python benchmarks/publish_study.py writes it"
+
+
+def test_the_trust_in_scores_is_that_of_the_published_studies():
+    measured = dict(words.split("=") for words in score_trust.PUBLISHED)
+    assert {name: score_trust.trust_of(str(ROOT / folder)) for name, folder in measured.items()} == {
+        name: (trusts, BY_LOT[name]) for name, trusts in MEASURED.items()
+    }, "python benchmarks/score_trust.py --write writes it"
+    title = next(score.title for score in SCORES if score.name == most_trusted())
+    assert f"at present {title}" in (ROOT / "docs" / "study.md").read_text()
 
 
 def commands() -> list[tuple[str, list[str]]]:

@@ -14,6 +14,10 @@ from .method import Method
 from .plan import RANDOM
 from .statistics import Interval, interval, rank_correlation
 
+NO_ACCURACIES = (
+    "Within a method nothing is known: it takes accuracies of three checkpoints or more, and these are told while "
+    "training only where the test images are a folder of their own (`val`)."
+)
 NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
@@ -109,14 +113,10 @@ def scores_in_words(methods: Mapping[str, Method], found: Mapping[str, Agreement
         lost = "-" if one.chosen is None else f"{one.regret:.1f} ({methods[one.chosen].title})"
         cells = [_words(one.across), _words(one.within), lost]
         lines.append(f"| {score.title} ({score.better} is better) | " + " | ".join(cells) + " |")
-    lines += ["", f"Any method, taken by lot, loses {regret_by_lot(methods):.1f} % on average.", ""]
+    by_lot = regret_by_lot(methods)
+    lines += ["", "" if math.isnan(by_lot) else f"Any method, taken by lot, loses {by_lot:.1f} % on average.", ""]
     if all(math.isnan(one.mean) for score in SCORES for one in found[score.name].by_method.values()):
-        unknown = "Within a method nothing is known: it takes accuracies of three checkpoints or more, and these are "
-        return [
-            *lines,
-            unknown + "told while training only where the test images are a folder of their own (`val`).",
-            "",
-        ]
+        return [*lines, NO_ACCURACIES, ""]
     lines += [
         "The same within each method (interval by resampling its runs):",
         "",

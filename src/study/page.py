@@ -15,7 +15,7 @@ from ..engine.monitor import finite_or_none, number, read_log
 from ..evaluation.scores import SCORES
 from ..surroundings import commit, versions
 from .judge import RIGHT
-from .label_free import agreement, most_trusted_score, numbers, recommendation, regret_by_lot, scores_in_words
+from .label_free import agreement, most_trusted_score, numbers, recommendation, scores_in_words
 from .method import Method
 from .picture import draw
 from .plan import RANDOM, Task, read_object
@@ -93,9 +93,7 @@ def write_report(folder: Path, plan: Plan, command: str) -> str:
     ]
     text = "\n".join(lines)
     write_atomically(folder / "study.md", lambda file: file.write(text.encode(errors="backslashreplace")))
-    by_lot = {"regret_by_lot": regret_by_lot(methods)} if has_labels else {}
-    told = {**_numbers(methods, tested), "scores": numbers(agreed), **finite_or_none(by_lot), "rates": kept}
-    write_json(folder / "study.json", told)
+    write_json(folder / "study.json", {**_numbers(methods, tested), "scores": numbers(agreed), "rates": kept})
     draw(methods, order, main, title, folder / "study.png")
     return text
 

@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
 import study
+from benchmarks import publish_study
 from src.errors import UserError
 from src.study import work
 from src.study.images import _held_out
@@ -221,6 +223,23 @@ def test_a_failed_and_a_collapsed_run_are_told(one, patches, tmp_path):
     assert "failed" not in (folder / "study.md").read_text()
 
 
+def test_what_is_published_is_enough_to_write_the_page_again(one, patches, tmp_path):
+    publish_study.publish(one, tmp_path / "published")
+    assert {path.name for path in (tmp_path / "published").iterdir()} == {*publish_study.PAGE, publish_study.RUNS}
+    with tarfile.open(tmp_path / "published" / publish_study.RUNS) as archive:
+        archive.extractall(tmp_path / "again" / "one", filter="data")
+    content = b"".join(path.read_bytes() for path in (tmp_path / "again").rglob("*.json*"))
+    assert str(one).encode() not in content
+    words = ["--methods", "swav", "moco", "--seeds", 3]
+    assert studied(patches, tmp_path / "again" / "one", *words, trains=None) == 0  # nothing is trained
+    text = (tmp_path / "again" / "one" / "study.md").read_text()
+    assert text.replace(str(tmp_path / "again" / "one"), str(one)) == (one / "study.md").read_text()
+    publish_study.pack(tmp_path / "again" / "one", tmp_path / "runs.tar.xz")
+    assert (tmp_path / "runs.tar.xz").read_bytes() == (tmp_path / "published" / publish_study.RUNS).read_bytes()
+    with pytest.raises(UserError, match="not the folder of a study that has ended"):
+        publish_study.publish(tmp_path / "again", tmp_path / "published")
+
+
 def test_a_dead_terminal_ends_nothing(monkeypatch):
     read, write = os.pipe()
     os.close(read)
@@ -272,8 +291,8 @@ BAD = {
         "the results would lie among the images of {data}/train",
     ),
     "results among the test images": (
-        ["--methods", "swav", "--dump_path", "{data}/val"],
-        "the results would lie among the images of {data}/val",
+        ["--methods", "swav", "--dump_path", "{data}/test"],
+        "the results would lie among the images of {data}/test",
     ),
     "no images": (["--methods", "swav"], "does not exist"),
 }

@@ -1,0 +1,185 @@
+"""Puts a study into docs/studies, and its numbers into the tables of docs/results.md and README.md.
+
+    python benchmarks/publish_study.py studies/patches photographs      # a study that has ended, and its name there
+    python benchmarks/publish_study.py                                  # only the tables
+
+docs/studies/NAME holds the page, and what every run reached in runs.tar.xz: unpacked into a folder, it is a study that
+has ended, whose page the same command writes again without training, or with more seeds. In docs/results.md a table
+stands between <!-- study NAME --> (or <!-- scores -->) and <!-- end -->; in README.md it is the last column of the
+methods. tests/test_docs.py fails where the pages say anything else.
+"""
+
+import io
+import json
+import re
+import shutil
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from src import cli
+from src.checkpoints.files import read_json
+from src.engine.monitor import read_log
+from src.errors import UserError
+from src.evaluation.score_trust import in_words
+from src.evaluation.scores import SCORES
+from src.settings import setting
+from src.study.judge import JUDGED, RIGHT
+from src.study.page import LABELLED
+from src.study.plan import FAILED, RANDOM
+from src.study.recipes import TITLES
+from src.study.statistics import Interval, interval
+
+STUDIES = ROOT / "docs" / "studies"
+PAGE = ("study.md", "study.png", "study.json")
+RUNS = "runs.tar.xz"
+RESULTS, FRONT = ROOT / "docs" / "results.md", ROOT / "README.md"
+ON_THE_FRONT = "photographs"  # whose numbers README.md shows
+FRONT_TITLES = {"CW-RGP": "cwrgp4"}  # rows that are called by less than a method's title
+Study = Mapping[str, Any]  # what a study.json holds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Publishing a study"""
+
+    study: str = setting("", "folder of a study that has ended; without one only the tables are written")
+    name: str = setting("", "what it is called in docs/studies")
+
+
+SCRIPT = cli.Script("Puts a study into docs/studies and its numbers into the pages' tables.", Settings(),
+                    positionals=("study", "name"))  # fmt: skip
+
+
+def files_of(study: Path) -> Iterator[tuple[str, bytes]]:
+    """What the page is made of, without networks and without the paths of this machine."""
+    wanted = (f"identity.json recipes/*.json rates/*.json */*/{JUDGED} */*/{FAILED} runs/*/{RIGHT} runs/*/log.jsonl "
+              "runs/*/settings.json")  # fmt: skip
+    for path in sorted(path for pattern in wanted.split() for path in study.glob(pattern)):
+        content = path.read_bytes()
+        if path.name == "log.jsonl":
+            content = "".join(f"{json.dumps(record)}\n" for record in read_log(path, "evaluation")).encode()
+        if path.name == "settings.json":
+            content = json.dumps({"commit": read_json(path).get("commit")}).encode()
+        yield str(path.relative_to(study)), content
+
+
+def pack(study: Path, into: Path) -> None:
+    """Writes these files as one; the same files make the same bytes."""
+    with tarfile.open(into, "w:xz") as archive:
+        for name, content in files_of(study):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def publish(study: Path, into: Path) -> None:
+    missing = [name for name in PAGE if not (study / name).exists()]
+    if missing:
+        raise UserError(f"{study}: there is no {missing[0]}: not the folder of a study that has ended")
+    into.mkdir(parents=True, exist_ok=True)
+    for name in PAGE:
+        shutil.copy(study / name, into / name)
+    pack(study, into / RUNS)
+
+
+def published() -> dict[str, Study]:
+    """Name -> study.json, of the studies in docs/studies."""
+    return {path.parent.name: read_json(path) for path in sorted(STUDIES.glob("*/study.json"))}
+
+
+def over_seeds(study: Study, method: str, measure: str) -> Interval:
+    return interval([judged[measure] for judged in study["methods"][method]["judged"].values()])
+
+
+def above_random(study: Study, method: str) -> str:
+    """``+25.4 (+11.7 to +39.2)``, with what is within noise named."""
+    one = study["differences"]["knn"]["pairs"][f"{RANDOM} - {method}"]
+    words = f"{-one['mean']:+.1f} ({-one['high']:+.1f} to {-one['low']:+.1f})"
+    return words if one["real"] else f"{words}, within noise"
+
+
+def methods_table(study: Study) -> list[str]:
+    """Every method by its 10-NN accuracy."""
+    methods = study["methods"]
+    order = sorted(methods, key=lambda name: -over_seeds(study, name, "knn").mean)
+    lines = ["| | " + " | ".join(LABELLED.values()) + " | 10-NN above random weights |", "|" + "---|" * 5]
+    for name in order:
+        cells = [methods[name]["title"], *(over_seeds(study, name, measure).in_words() for measure in LABELLED)]
+        lines.append("| " + " | ".join([*cells, "-" if name == RANDOM else above_random(study, name)]) + " |")
+    return lines
+
+
+def regret_by_lot(study: Study) -> float:
+    """How much 10-NN accuracy taking any trained method loses on average."""
+    means = [over_seeds(study, name, "knn").mean for name in study["methods"] if name != RANDOM]
+    return max(means) - sum(means) / len(means)
+
+
+def scores_table(studies: Mapping[str, Study]) -> list[str]:
+    """How far each score agrees with 10-NN, study by study."""
+    heads = [f"{name}: {what}" for name in studies for what in ("across methods", "within a method", "regret, %")]
+    lines = ["| score | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
+    for score in SCORES:
+        cells = [f"{score.title} ({score.better} is better)"]
+        for study in studies.values():
+            one = study["scores"][score.name]
+            chosen = study["methods"][one["chosen"]]["title"]
+            cells += [in_words(one["across"]), in_words(one["within"]), f"{one['regret']:.1f} ({chosen})"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lots = [cell for study in studies.values() for cell in ("-", "-", f"{regret_by_lot(study):.1f}")]
+    return [*lines, "| any method, taken by lot | " + " | ".join(lots) + " |"]
+
+
+def between(text: str, mark: str, lines: Sequence[str]) -> str:
+    """The same page with these lines after ``<!-- mark -->``."""
+    start, end = f"<!-- {mark} -->\n", "<!-- end -->"
+    pattern = re.escape(start) + r".*?" + re.escape(end)
+    found = re.findall(pattern, text, re.DOTALL)
+    assert len(found) == 1, f"{mark}: stands {len(found)} times on the page"
+    return text.replace(found[0], "\n".join([start.rstrip("\n"), "", *lines, "", end]))
+
+
+def with_front_column(text: str, study: Study) -> str:
+    """README.md with the last column of its methods."""
+    methods = {title: name for name, title in TITLES.items()} | FRONT_TITLES
+
+    def row(match: re.Match[str]) -> str:
+        one = over_seeds(study, methods[match["title"]], "knn")
+        star = " *" if match["title"] in FRONT_TITLES else ""
+        return f"{match['row']}| {one.mean:.1f} ± {one.mean - one.low:.1f}{star} |"
+
+    return re.sub(r"^(?P<row>\| \[(?P<title>[^\]]+)\]\(.*)\| [\d.]+ ± [\d.]+( \*)? \|$", row, text, flags=re.MULTILINE)
+
+
+def pages() -> dict[Path, str]:
+    """What the pages should say."""
+    studies = published()
+    results = RESULTS.read_text()
+    for name, study in studies.items():
+        results = between(results, f"study {name}", methods_table(study))
+    results = between(results, "scores", scores_table(studies))
+    return {RESULTS: results, FRONT: with_front_column(FRONT.read_text(), studies[ON_THE_FRONT])}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    own = SCRIPT.parse(argv).settings
+    if bool(own.study) != bool(own.name):
+        raise UserError("give the folder of a study and its name in docs/studies, or neither")
+    if own.study:
+        publish(Path(own.study), STUDIES / own.name)
+    for path, text in pages().items():
+        if text != path.read_text():
+            path.write_text(text)
+            print(f"{path.relative_to(ROOT)} is written")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
