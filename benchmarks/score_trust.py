@@ -32,7 +32,7 @@ class Settings:
     """How far scores tell kNN accuracy"""
 
     studies: tuple[str, ...] = setting(
-        PUBLISHED, "what the images are called, =, and the study's folder; default: the published ones"
+        (), "what the images are called, =, and the study's folder; default: the published ones", empty=True
     )
     write: bool = setting(False, "write src/evaluation/score_trust.py", switch=True)
 
@@ -61,7 +61,7 @@ def trust_of(folder: str) -> tuple[dict[str, Trust], float]:
 def main(argv: Sequence[str] | None = None) -> int:
     own = SCRIPT.parse(argv).settings
     measured = {}
-    for words in own.studies:
+    for words in own.studies or PUBLISHED:
         name, _, folder = words.rpartition("=")
         measured[name or folder] = trust_of(folder)
     lines = []
