@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ from src.evaluation.score_trust import in_words
 from src.evaluation.scores import SCORES
 from src.settings import setting
 from src.study.judge import JUDGED, RIGHT
+from src.study.label_free import regret_by_lot
+from src.study.method import Method
 from src.study.page import LABELLED
 from src.study.plan import FAILED, RANDOM
 from src.study.recipes import TITLES
-from src.study.statistics import Interval, interval
+from src.study.statistics import interval
 
 STUDIES = ROOT / "docs" / "studies"
 PAGE = ("study.md", "study.png", "study.json")
@@ -94,8 +96,10 @@ def published() -> dict[str, Study]:
     return {path.parent.name: read_json(path) for path in sorted(STUDIES.glob("*/study.json"))}
 
 
-def over_seeds(study: Study, method: str, measure: str) -> Interval:
-    return interval([judged[measure] for judged in study["methods"][method]["judged"].values()])
+def methods_of(study: Study) -> dict[str, Method]:
+    """What its runs reached."""
+    return {name: Method(one["title"], {int(seed): judged for seed, judged in one["judged"].items()})
+            for name, one in study["methods"].items()}  # fmt: skip
 
 
 def above_random(study: Study, method: str) -> str:
@@ -107,19 +111,13 @@ def above_random(study: Study, method: str) -> str:
 
 def methods_table(study: Study) -> list[str]:
     """Every method by its 10-NN accuracy."""
-    methods = study["methods"]
-    order = sorted(methods, key=lambda name: -over_seeds(study, name, "knn").mean)
+    methods = methods_of(study)
+    order = sorted(methods, key=lambda name: -interval(methods[name].values("knn")).mean)
     lines = ["| | " + " | ".join(LABELLED.values()) + " | 10-NN above random weights |", "|" + "---|" * 5]
     for name in order:
-        cells = [methods[name]["title"], *(over_seeds(study, name, measure).in_words() for measure in LABELLED)]
+        cells = [methods[name].title, *(methods[name].shown(measure) for measure in LABELLED)]
         lines.append("| " + " | ".join([*cells, "-" if name == RANDOM else above_random(study, name)]) + " |")
     return lines
-
-
-def regret_by_lot(study: Study) -> float:
-    """How much 10-NN accuracy taking any trained method loses on average."""
-    means = [over_seeds(study, name, "knn").mean for name in study["methods"] if name != RANDOM]
-    return max(means) - sum(means) / len(means)
 
 
 def scores_table(studies: Mapping[str, Study]) -> list[str]:
@@ -133,7 +131,7 @@ def scores_table(studies: Mapping[str, Study]) -> list[str]:
             chosen = study["methods"][one["chosen"]]["title"]
             cells += [in_words(one["across"]), in_words(one["within"]), f"{one['regret']:.1f} ({chosen})"]
         lines.append("| " + " | ".join(cells) + " |")
-    lots = [cell for study in studies.values() for cell in ("-", "-", f"{regret_by_lot(study):.1f}")]
+    lots = [cell for study in studies.values() for cell in ("-", "-", f"{regret_by_lot(methods_of(study)):.1f}")]
     return [*lines, "| any method, taken by lot | " + " | ".join(lots) + " |"]
 
 
@@ -141,20 +139,33 @@ def between(text: str, mark: str, lines: Sequence[str]) -> str:
     """The same page with these lines after ``<!-- mark -->``."""
     start, end = f"<!-- {mark} -->\n", "<!-- end -->"
     pattern = re.escape(start) + r".*?" + re.escape(end)
-    found = re.findall(pattern, text, re.DOTALL)
-    assert len(found) == 1, f"{mark}: stands {len(found)} times on the page"
-    return text.replace(found[0], "\n".join([start.rstrip("\n"), "", *lines, "", end]))
+    return once(pattern, lambda match: "\n".join([start.rstrip("\n"), "", *lines, "", end]), text, mark)
+
+
+def once(pattern: str, write: Callable[[re.Match[str]], str], text: str, what: str) -> str:
+    """The same page with the one place that is meant. Raises UserError where there is none, or more than one."""
+    changed, count = re.subn(pattern, write, text, flags=re.DOTALL | re.MULTILINE)
+    if count != 1:
+        raise UserError(f"{what}: stands {count} times on the page")
+    return changed
 
 
 def with_front_column(text: str, study: Study) -> str:
-    """README.md with the last column of its methods."""
-    methods = {title: name for name, title in TITLES.items()} | FRONT_TITLES
+    """README.md with the last column of its methods, and the sentence below them."""
+    methods, names = methods_of(study), {title: name for name, title in TITLES.items()} | FRONT_TITLES
+
+    def knn(name: str) -> str:
+        one = interval(methods[name].values("knn"))
+        return f"{one.mean:.1f} ± {one.mean - one.low:.1f}"
 
     def row(match: re.Match[str]) -> str:
-        one = over_seeds(study, methods[match["title"]], "knn")
         star = " *" if match["title"] in FRONT_TITLES else ""
-        return f"{match['row']}| {one.mean:.1f} ± {one.mean - one.low:.1f}{star} |"
+        return f"{match['row']}| {knn(names[match['title']])}{star} |"
 
+    best = max(methods, key=lambda name: interval(methods[name].values("knn")).mean)
+    sentence = f"Random weights have\n{knn(RANDOM)}, and {methods[best].title} has the most, {knn(best)} (*"
+    pattern = r"Random weights have\n[^,]*, and [^,]* has the most, [\d.]+ ± [\d.]+ \(\*"
+    text = once(pattern, lambda match: sentence, text, "the sentence of random weights and the best method")
     return re.sub(r"^(?P<row>\| \[(?P<title>[^\]]+)\]\(.*)\| [\d.]+ ± [\d.]+( \*)? \|$", row, text, flags=re.MULTILINE)
 
 

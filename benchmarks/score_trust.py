@@ -15,13 +15,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.publish_study import regret_by_lot
+from benchmarks.publish_study import methods_of
 from src import cli
 from src.checkpoints.files import read_json
 from src.errors import UserError
 from src.evaluation.score_trust import Trust, in_words
 from src.evaluation.scores import SCORES
 from src.settings import setting
+from src.study.label_free import regret_by_lot
 
 PUBLISHED = ("the photographs of data/=docs/studies/photographs",)
 TOLD = ROOT / "src" / "evaluation" / "score_trust.py"
@@ -55,7 +56,7 @@ def trust_of(folder: str) -> tuple[dict[str, Trust], float]:
             )
         across, within = (tuple(round(value, 2) for value in one[name]) for name in ("across", "within"))
         trust[score.name] = Trust(across, within, round(one["regret"], 1))
-    return trust, round(regret_by_lot(content), 1)
+    return trust, round(regret_by_lot(methods_of(content)), 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

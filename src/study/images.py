@@ -60,14 +60,15 @@ def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judg
     path = str(Path(found).absolute()) if Path(found).exists() else str(found)  # a URL stays what it is
     if (Path(path) / "train").is_dir():
         raise UserError(f"{path} holds a class called train, which the training scripts take for the training images")
+    require_apart(folder, path)
     train = open_images(data.dataset, path, "train", how)
     if not len(train):
         raise UserError(f"there are no images at {path}")
     is_split = str(found) != str(data.data_path) or Path(path).name.lower() in TRAINING
     sibling = _beside(data.dataset, path)
     place = sibling if is_split else None
-    for where in (path, place or path):
-        require_apart(folder, where)
+    if place is not None:
+        require_apart(folder, place)
     beside = open_images(data.dataset, place, "test", how) if place is not None else None
     learnt, test = _labelled(train, beside) if data.labels else (None, None)
     is_tested_beside = test is not None and beside is not None and _has_labels(beside)

@@ -124,8 +124,10 @@ class Plan:
     def best_try(self, method: str) -> Task | None:
         """The one with the rate that is kept, or the best of those that have not failed; None where all have."""
         known = {rate: task for rate, task in self.tries[method].items() if task.is_judged}
-        best, kept = best_rate({rate: task.judged() for rate, task in known.items()}), self.rate_kept(method)
-        return known[kept] if kept in known else None if best is None else known[best]
+        rate = self.rate_kept(method)
+        if rate not in known:
+            rate = best_rate({rate: task.judged() for rate, task in known.items()})
+        return None if rate is None else known[rate]
 
     def forget_failures(self) -> None:
         """So that they are tried again; and the rates that were kept when tries had failed, where nothing was trained

@@ -112,7 +112,7 @@ def test_of_a_hundred_studies_of_equal_methods_about_five_call_any_real(seeds, o
 @pytest.mark.parametrize("times", [[8, 1, 1, 1, 1, 1], [0.4, 0.7, 1, 1.4, 2, 3]], ids=["one", "all"])
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_methods_whose_seeds_differ_more_than_others_are_seldom_called_real(seeds, times):
-    """A spread that is the same for all pairs would call some real in 16 to 18 of 100 studies of the first kind."""
+    """A spread that is the same for all pairs would call some real in 13 to 18 of 100 of these studies."""
     rng = np.random.default_rng(11)
     wrong = 0
     for _ in range(400):
