@@ -267,8 +267,9 @@ def plan_of(settings: Settings, methods: Sequence[str], folder: Path, device: to
         timed: list[Task] = []
         if own.minutes:
             master = [plan.timings[TEACHER]] if learns else []
+            name, rate = f"{method}-timing", own.rates[0]  # steps last as long with any
             plan.timings[method] = task(
-                TIMING, f"{method}-timing", method, own.first_seed, needs=master, teacher=lambda: plan.timings[TEACHER]
+                TIMING, name, method, own.first_seed, needs=master, rate=rate, teacher=lambda: plan.timings[TEACHER]
             )
             timed.append(plan.timings[method])
         tried: list[Task] = []

@@ -12,14 +12,20 @@ import pytest
 
 
 class Faults:
-    """What goes wrong before a request is answered, and what was asked for."""
+    """What goes wrong before a request is answered, what was asked for, and how many requests waited at once."""
 
     def __init__(self):
         self.kinds, self.delay, self.asked, self.log = (), 0.0, {}, []
+        self.waiting, self.at_once, self.lock = 0, [], threading.Lock()
 
     def next_for(self, method, path, part):
         """"error", "cut" or "", in turn for each part of each file."""
+        with self.lock:
+            self.waiting += 1
         time.sleep(self.delay)
+        with self.lock:
+            self.at_once.append(self.waiting)
+            self.waiting -= 1
         self.log.append((method, path, part))
         count = self.asked[method, path, part] = self.asked.get((method, path, part), -1) + 1
         return self.kinds[count] if count < len(self.kinds) else ""

@@ -172,6 +172,11 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(patches, tmp_path, cap
     assert told["moco-rate-3"].startswith("main_disco.py")
     assert told["disco-rate-1"] == told["moco-1"] == "as moco-rate-1, moco-rate-3 will tell"
     assert told["disco-1"] == "as disco-rate-1, disco-rate-3 will tell"
+    words = ["--methods", "moco", "--seeds", 1, "--rates", 0.5, 2, "--minutes", 0.03]
+    assert studied(patches, tmp_path / "out", *words, "--dry_run", tiny=TINY[2:]) == 0
+    told = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[1:-1])
+    assert told["moco-timing"].startswith("main_disco.py")
+    assert told["moco-rate-2"] == "as moco-timing will tell"
     assert not (tmp_path / "out").exists()
 
 
