@@ -55,9 +55,10 @@ def open_folder(plan: Plan) -> None:
     """Makes the study's folder, or goes on with it. Raises UserError where it holds another study."""
     require_writable(plan.folder)
     require_same_study(plan)
-    plan.require_one_recipe()
     is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and not array_job()
-    if plan.settings.study.retry and not is_requeued:
+    is_again = plan.settings.study.retry and not is_requeued
+    plan.require_one_recipe(is_again)
+    if is_again:
         plan.forget_failures()
 
 
@@ -83,7 +84,8 @@ def require_same_study(plan: Plan) -> None:
     now = {name: list(value) if isinstance(value, tuple) else value for name, value in now.items()}
     path = folder / "identity.json"
     if path.exists():
-        changed = differences(read_object(path), now)
+        is_only_page = all(task.is_over for task in plan.tasks) and not own.retry  # written again on another machine
+        changed = [one for one in differences(read_object(path), now) if not (is_only_page and one.name == "precision")]
         if changed:
             told = ", ".join(one.text for one in changed)
             raise UserError(f"{folder} holds another study: {told}; choose another --dump_path")

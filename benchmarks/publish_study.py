@@ -36,7 +36,7 @@ from src.study.method import Method
 from src.study.page import LABELLED
 from src.study.plan import FAILED, RANDOM
 from src.study.recipes import TITLES
-from src.study.statistics import interval
+from src.study.statistics import SEEDS, interval
 
 STUDIES = ROOT / "docs" / "studies"
 PAGE = ("study.md", "study.png", "study.json")
@@ -44,6 +44,8 @@ RUNS = "runs.tar.xz"
 RESULTS, FRONT = ROOT / "docs" / "results.md", ROOT / "README.md"
 ON_THE_FRONT = "photographs"  # whose numbers README.md shows
 FRONT_TITLES = {"CW-RGP": "cwrgp4"}  # rows that are called by less than a method's title
+# named in that row, without numbers
+BESIDE = ("wmse", "simclr", "byol", "simsiam", "barlowtwins", "vicreg", "zero_icl")
 Study = Mapping[str, Any]  # what a study.json holds
 
 
@@ -85,6 +87,15 @@ def publish(study: Path, into: Path) -> None:
     missing = [name for name in PAGE if not (study / name).exists()]
     if missing:
         raise UserError(f"{study}: there is no {missing[0]}: not the folder of a study that has ended")
+    if re.search("^So far ", (study / "study.md").read_text(), re.MULTILINE):
+        raise UserError(f"{study}: the study has not ended: start it again, and publish it then")
+    content = read_json(study / "study.json")
+    if "knn" not in content["differences"]:
+        raise UserError(f"{study}: a study without labels has no accuracies for the tables")
+    pairs, others = content["differences"]["knn"]["pairs"], set(content["methods"]) - {RANDOM}
+    untold = sorted(name for name in others if pairs.get(f"{RANDOM} - {name}", {}).get("low") is None)
+    if untold:
+        raise UserError(f"{study}: {untold[0]} has too few runs beside those of random weights: at least {SEEDS} seeds")
     into.mkdir(parents=True, exist_ok=True)
     for name in PAGE:
         shutil.copy(study / name, into / name)
@@ -162,9 +173,12 @@ def with_front_column(text: str, study: Study) -> str:
         star = " *" if match["title"] in FRONT_TITLES else ""
         return f"{match['row']}| {knn(names[match['title']])}{star} |"
 
-    best = max(methods, key=lambda name: interval(methods[name].values("knn")).mean)
-    sentence = f"Random weights have\n{knn(RANDOM)}, and {methods[best].title} has the most, {knn(best)} (*"
-    pattern = r"Random weights have\n[^,]*, and [^,]* has the most, [\d.]+ ± [\d.]+ \(\*"
+    means = {name: interval(one.values("knn")).mean for name, one in methods.items()}
+    best = max(means, key=lambda name: means[name])
+    beside = sorted(means[name] for name in BESIDE)
+    star = f"* CW-RGP with four views; the methods beside it have {beside[0]:.1f} to {beside[-1]:.1f}"
+    sentence = f"Random weights have {knn(RANDOM)}, and {methods[best].title} has the most,\n{knn(best)} ({star})"
+    pattern = r"Random weights have [^,]*, and [^,]* has the most,\n[\d.]+ ± [\d.]+ \(\*[^)]*\)"
     text = once(pattern, lambda match: sentence, text, "the sentence of random weights and the best method")
     return re.sub(r"^(?P<row>\| \[(?P<title>[^\]]+)\]\(.*)\| [\d.]+ ± [\d.]+( \*)? \|$", row, text, flags=re.MULTILINE)
 

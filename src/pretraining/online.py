@@ -4,7 +4,7 @@ import sys
 from functools import partial
 
 from ..data.datasets import How, open_images, open_labelled
-from ..data.source import ImageSource, evenly_spread, require_labels
+from ..data.source import ImageSource, evenly_spread, labelled, require_labels
 from ..data.splits import find_val_beside, is_own
 from ..engine.judging import Evaluation
 from ..engine.method import Method
@@ -50,7 +50,7 @@ def labelled_images(run: Pretraining[S]) -> tuple[ImageSource, ImageSource]:
         train = run.source
     else:
         train = open_images(data.dataset, run.train_path, "train", How(run.settings.decoding))
-    return evenly_spread(train, run.settings.knn.knn_train_images), val
+    return evenly_spread(labelled(train), run.settings.knn.knn_train_images), val
 
 
 def validation_images(run: Pretraining[S]) -> ImageSource:

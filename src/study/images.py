@@ -58,13 +58,14 @@ def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judg
         raise UserError("a study takes images of your own: a folder, list, array or shards")
     found = find_training(data.dataset, data.data_path)
     path = str(Path(found).absolute()) if Path(found).exists() else str(found)  # a URL stays what it is
-    if (Path(path) / "train").is_dir():
-        raise UserError(f"{path} holds a class called train, which the training scripts take for the training images")
+    within = find_training(data.dataset, path)  # the training scripts look, too
+    if str(within) != path:
+        raise UserError(f"{path} holds {Path(within).name}, which the training scripts take for the training images")
     require_apart(folder, path)
     train = open_images(data.dataset, path, "train", how)
     if not len(train):
         raise UserError(f"there are no images at {path}")
-    is_split = str(found) != str(data.data_path) or Path(path).name.lower() in TRAINING
+    is_split = str(found) != str(data.data_path) or Path(path).stem.lower() in TRAINING
     sibling = _beside(data.dataset, path)
     place = sibling if is_split else None
     if place is not None:
@@ -74,8 +75,9 @@ def open_study_images(data: StudyDataSettings, channels: int, folder: Path, judg
     is_tested_beside = test is not None and beside is not None and _has_labels(beside)
     words = f"{len(train):,} training images"
     if learnt is not None and test is not None:
-        first = ", ".join(learnt.classes[:3]) + (", ..." if len(learnt.classes) > 3 else "")
-        words += f" of {len(learnt.classes)} classes ({first}); {len(test):,} test images "
+        classes = [learnt.classes[number] for number in _occurring(learnt)]
+        first = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+        words += f" of {len(classes)} classes ({first}); {len(test):,} test images "
         words += "of their own" if is_tested_beside else "among them, held out from the classifiers"
         learnt = evenly_spread(learnt, judged)
     looked = evenly_spread(train if beside is None else beside, scored)
@@ -93,12 +95,18 @@ def _beside(dataset: str, path: str) -> Path | None:
 
 
 def _has_labels(images: ImageSource) -> bool:
-    return bool((np.asarray(images.labels) != UNLABELLED).any())
+    return len(_occurring(images)) > 0
+
+
+def _occurring(images: ImageSource) -> np.ndarray:
+    """Numbers of the classes that have images: labels that are numbers may leave many out."""
+    labels = np.unique(np.asarray(images.labels))
+    return labels[labels != UNLABELLED]
 
 
 def _labelled(train: ImageSource, beside: ImageSource | None) -> tuple[ImageSource | None, ImageSource | None]:
     """Labelled images to learn from and to be judged by."""
-    if not _has_labels(train) or len(train.classes) < 2:
+    if len(_occurring(train)) < 2:
         return None, None
     if beside is not None and _has_labels(beside):
         return labelled(train), as_classes_of(train, labelled(beside))

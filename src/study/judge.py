@@ -55,7 +55,7 @@ class Judge:
         found: dict[str, Any] = {}
         if self.train is not None and self.test is not None:
             train, test = (self._features(backbone, prepare, images) for images in (self.train, self.test))
-            found, right = _by_labels(train, test, len(self.train.classes))
+            found, right = _by_labels(*_by_classes_that_occur(train, test))
             knn, linear, indices = (right[name] for name in ("knn", "linear", "indices"))
             write_atomically(
                 folder / RIGHT, lambda file: np.savez_compressed(file, knn=knn, linear=linear, indices=indices)
@@ -71,6 +71,13 @@ class Judge:
     def _features(self, backbone: torch.nn.Module, prepare: ToDevice, images: ImageSource) -> Features:
         loader = loader_of(images, self.view, self.batch_size, self.workers, self.device)
         return extract_features(backbone, loader, prepare)
+
+
+def _by_classes_that_occur(train: Features, test: Features) -> tuple[Features, Features, int]:
+    """The labels counted from 0 on, since labels that are numbers may leave many out, and how many there are."""
+    occurring = torch.cat([train.labels, test.labels]).unique()
+    train, test = (one._replace(labels=torch.searchsorted(occurring, one.labels)) for one in (train, test))
+    return train, test, len(occurring)
 
 
 def _by_labels(train: Features, test: Features, classes: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -100,14 +107,28 @@ def _nmi(test: Features, classes: int) -> float:
 
 
 def cost_of(folder: Path) -> dict[str, float | None]:
-    """Minutes of training steps, images a second (median of the log), and peak memory in GB."""
+    """Minutes of training steps, images a second, and peak memory in GB.
+
+    The first entry of the log holds the start, and in the first steps batches are ready that the loader's workers made
+    beforehand: they do not count where there are later ones.
+    """
     records = read_log(folder / "log.jsonl", "train")
-    rates = [record["images_per_second"] for record in records if record.get("images_per_second")]
-    rates = rates[1:] or rates  # the first one holds the start
-    memory = [record["peak_memory_gb"] for record in records if record.get("peak_memory_gb")]
     settings = read_json(folder / "settings.json")
-    rate = float(np.median(rates)) if rates else None
     batch = settings["derived"]["batch_size"] * settings["world_size"]
-    steps = records[-1]["step"] + 1 if records else 0
-    minutes = steps * batch / rate / 60 if rate else None
+    timed, before = [], 0  # (first step, images, seconds)
+    for record in records:
+        images = (record["step"] + 1 - before) * batch
+        if record.get("images_per_second"):
+            timed.append((before, images, images / record["images_per_second"]))
+        before = record["step"] + 1
+    later = [entry for entry in timed[1:] if entry[0] >= ready_steps(settings["arguments"]["workers"])]
+    counted = later or timed[1:] or timed
+    rate = sum(entry[1] for entry in counted) / sum(entry[2] for entry in counted) if counted else None
+    memory = [record["peak_memory_gb"] for record in records if record.get("peak_memory_gb")]
+    minutes = before * batch / rate / 60 if rate else None
     return {"minutes": minutes, "images_per_second": rate, "memory_gb": max(memory, default=None)}
+
+
+def ready_steps(workers: int) -> int:
+    """How many batches loader processes have under way: torch's two of each."""
+    return 2 * workers

@@ -150,7 +150,10 @@ def _lengths(plan: Plan) -> list[str]:
     timed = [method for method in dict.fromkeys([*plan.runs, *TITLES]) if plan.is_timed(method)]
     if not timed:
         return []
-    return ["Epochs: " + ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in timed) + ".", ""]
+    lines = ["Epochs: " + ", ".join(f"{TITLES[method]} {plan.epochs_of(method)}" for method in timed) + "."]
+    longer = [TITLES[one] for one in timed if plan.minutes_of_an_epoch(one) > plan.settings.study.minutes]
+    lines += [f"One epoch takes longer than that, and was trained nevertheless: {', '.join(longer)}."] if longer else []
+    return [*lines, ""]
 
 
 def _rates(plan: Plan, tries: Mapping[str, Mapping[float, Task]], kept: Mapping[str, float]) -> list[str]:
@@ -242,29 +245,38 @@ def _differences(methods: Mapping[str, Method], order: list[str], name: str, fou
     lines = [
         f"## Differences to the best by {by}, {methods[found.best].title}",
         "",
-        "In percent, paired by seed and test image. Intervals and p hold for all pairs of methods together (Tukey).",
+        "In percent, paired by seed and test image. Intervals and p hold for all pairs of methods together (Tukey), "
+        "which share one spread of seeds. So two methods may be within noise whose own intervals above do not overlap.",
         "",
-        *_less(methods, order, less(found.best, found.pairs)),
+        *_less(methods, order, found, name, found.best),
     ]
-    above = less(RANDOM, found.pairs)
-    if above and found.best != RANDOM:
-        lines += [f"## Above random weights by {by}", "", *_less(methods, order, above)]
+    if RANDOM in methods and methods[RANDOM].right.get(name) and found.best != RANDOM:
+        lines += [f"## Above random weights by {by}", "", *_less(methods, order, found, name, RANDOM)]
     return lines
 
 
-def _less(methods: Mapping[str, Method], order: list[str], others: Mapping[str, Difference]) -> list[str]:
+def _less(methods: Mapping[str, Method], order: list[str], found: Tested, name: str, reference: str) -> list[str]:
+    """Every other method less this one."""
     lines = ["| method | difference | p | |", "|---|---|---|---|"]
+    others = less(reference, found.pairs)
     for other in order:
+        rows = methods[other].right.get(name)
+        if other == reference or not rows:
+            continue
         if other not in others:
+            lines.append(f"| {methods[other].title} | - | - | no seed in common |")
             continue
         one = others[other]
+        is_all = one.seeds == len(rows) == len(methods[reference].right[name])
+        said = "" if is_all else f" ({one.seeds} seeds in common)"
         mean = one.interval.mean + 0.0  # no minus before 0
         if math.isnan(one.statistic):
-            lines.append(f"| {methods[other].title} | {mean:+.1f} | - | {SEEDS} seeds or more tell what is noise |")
+            told = f"{SEEDS} seeds or more tell what is noise{said}"
+            lines.append(f"| {methods[other].title} | {mean:+.1f} | - | {told} |")
             continue
         ends = f"{mean:+.1f} ({one.interval.low:+.1f} to {one.interval.high:+.1f})"
         p = "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
-        lines.append(f"| {methods[other].title} | {ends} | {p} | {'real' if one.is_real else 'within noise'} |")
+        lines.append(f"| {methods[other].title} | {ends} | {p} | {'real' if one.is_real else 'within noise'}{said} |")
     return [*lines, ""]
 
 

@@ -52,5 +52,5 @@ def draw(methods: Mapping[str, Method], order: list[str], name: str, title: str,
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.grid(alpha=0.3)
     if right.lines:
-        right.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        right.legend(fontsize=7, frameon=False, handlelength=4, loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(figure, path)

@@ -1,5 +1,6 @@
 """From the settings of a study to its runs."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -13,13 +14,13 @@ from ..errors import UserError
 from ..models.backbones import feature_width, is_ours
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
 from .images import StudyImages, open_study_images
-from .judge import JUDGED, NEIGHBOURS, Judge, cost_of
+from .judge import JUDGED, NEIGHBOURS, Judge, cost_of, ready_steps
 from .plan import RANDOM, Task, read_object
 from .rates import best_rate
 from .recipes import DISTILLED, RECIPES, TEACHER, Scale, require_batches, words_of
 from .settings import Settings
 
-TRIED = 28  # steps of the try that tells how long an epoch takes
+TRIED = 28  # steps of the try that tells how long an epoch takes, behind those whose batches are ready at once
 POINTS = 5  # of each run's curve
 RUNS, RATES, TIMING = "runs", "rates", "timing"  # folders
 AWAY = 1_000_000  # from the study's own seeds to those of tries
@@ -58,7 +59,8 @@ class Plan:
         task.folder.mkdir(parents=True, exist_ok=True)
         if task.place == TIMING:
             write_json(task.folder / JUDGED, {"cost": cost_of(task.folder), "scores": {}})
-            return "timed"
+            minutes = self.minutes_of_an_epoch(task.method)
+            return f"an epoch takes {minutes:.2g} minutes, so runs have {self.epochs_of(task.method)}"
         if task.command is None:
             spec = self.settings.network.spec
             loaded = Pretrained(random_backbone(spec, task.seed), spec, {}, "random weights")
@@ -75,8 +77,12 @@ class Plan:
         own = self.settings.study
         if not self.is_timed(method):
             return int(own.epochs)
-        rate = cost_of(self._timing(method))["images_per_second"] or 0
-        return max(1, int(own.minutes * 60 * rate / len(self.images.train)))
+        return max(1, int(own.minutes / self.minutes_of_an_epoch(method)))
+
+    def minutes_of_an_epoch(self, method: str) -> float:
+        """Of a method that is timed; infinite where its log told nothing."""
+        rate = read_object(self._timing(method) / JUDGED)["cost"]["images_per_second"]
+        return len(self.images.train) / rate / 60 if rate else math.inf
 
     def is_timed(self, method: str) -> bool:
         """Whether this start, or an earlier one, knows how long its epochs take."""
@@ -147,7 +153,8 @@ class Plan:
             self.keep_rate(task.method)
         scale = self.scale(task, rate, "" if master is None else str(master.folder / "checkpoint.pth.tar"))
         own: list[object] = ["--epochs", scale.epochs, "--seed", task.seed, "--dump_path", task.folder]
-        own += ["--max_steps", TRIED] if task.place == TIMING else []
+        tried = TRIED + ready_steps(self.settings.data.workers)
+        own += ["--max_steps", tried] if task.place == TIMING else []
         every = 4 if task.place == TIMING else max(1, min(50, scale.steps_per_epoch // 2))
         own += ["--log_every", every]
         watched = self.watched(scale.epochs) if task.place == RUNS else []
@@ -176,9 +183,9 @@ class Plan:
             teacher=teacher,
         )
 
-    def require_one_recipe(self) -> None:
-        """Keeps the recipes that the folder began with. Raises UserError where runs to come would have others, as after
-        an update."""
+    def require_one_recipe(self, is_again: bool) -> None:
+        """Keeps the recipes that the folder began with. Raises UserError where runs to come (failed ones among them, if
+        they are tried again) would have others, as after an update."""
         for method, tasks in self.runs.items():
             if method not in RECIPES:
                 continue
@@ -188,7 +195,8 @@ class Plan:
                 write_json(path, {"words": recipe})
             before = read_object(path)["words"]
             changed = [f"{had} -> {has}" for had, has in zip(before, recipe, strict=False) if had != has]
-            if before != recipe and not all(task.is_over for task in (*tasks, *self.tries.get(method, {}).values())):
+            own = (*tasks, *self.tries.get(method, {}).values())
+            if before != recipe and not all(task.is_judged or (task.has_failed and not is_again) for task in own):
                 raise UserError(
                     f"{self.folder} has runs of {method} by another recipe ({', '.join(changed[:3])}), which would be "
                     "mixed with those to come; choose another --dump_path"
@@ -222,14 +230,15 @@ class Plan:
         words: list[object] = ["--scores_freq", every, "--scores_images", min(400, self.settings.study.scored_images)]
         words += ["--val_path", self.images.watched] if self.images.watched else []
         if self.images.is_tested_beside:
-            k = min(NEIGHBOURS, len(self.images.train))
+            k = min(NEIGHBOURS, len(self.images.learnt or ()))
             words += ["--knn_freq", every, "--knn_k", k, "--knn_train_images", 5000, "--knn_rule", "weighted"]
         return [str(word) for word in words]
 
 
 def precision_of(device: torch.device) -> str:
     """The same for all methods, whose own defaults differ."""
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 def plan_of(settings: Settings, methods: Sequence[str], folder: Path, device: torch.device) -> Plan:
@@ -267,7 +276,8 @@ def plan_of(settings: Settings, methods: Sequence[str], folder: Path, device: to
         timed: list[Task] = []
         if own.minutes:
             master = [plan.timings[TEACHER]] if learns else []
-            name, rate = f"{method}-timing", own.rates[0]  # steps last as long with any
+            name = f"{method}-timing"
+            rate = min(own.rates, key=lambda one: abs(math.log(one)))  # steps last as long with any, and it fails least
             plan.timings[method] = task(
                 TIMING, name, method, own.first_seed, needs=master, rate=rate, teacher=lambda: plan.timings[TEACHER]
             )

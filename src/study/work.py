@@ -94,7 +94,7 @@ def work(
 def _do(task: Task, judge: Callable[[Task], str], say: Callable[[str], None]) -> None:
     missing = [need for need in task.needs if need.has_failed]
     if missing:
-        task.fail(1, f"{missing[0].name} failed, which it needs")
+        task.fail(1, f"{missing[0].name} failed, which it needs: {missing[0].reason()}")
         return
     if task.command is not None:
         try:

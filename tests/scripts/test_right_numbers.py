@@ -4,11 +4,13 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 from src.checkpoints.state import RunState
 from src.checkpoints.store import CheckpointStore
 from src.clock import Clock
 from src.data.folder import FolderImages
+from src.data.labels import UNLABELLED
 from src.data.loading import loader_of
 from src.data.to_device import ToDevice
 from src.data.views import CentreView
@@ -17,6 +19,7 @@ from src.evaluation.knn import knn_predict, nearest_majority, top_k_accuracy
 from src.methods.swav import SwAV
 from src.models.backbones import create_backbone
 from src.optim.larc import LARC
+from src.pretraining import online
 from tests.helpers import on_ranks, run
 
 import numpy as np
@@ -155,6 +158,24 @@ def test_images_without_a_label_are_judged_by_no_evaluation(checkpoint, patches,
         assert written.get("test_images", written.get("images")) == 24
     with (tmp_path / "predictions.csv").open() as file:
         assert all(row["true class"] != "-" for row in csv.DictReader(file))
+
+
+def test_neighbours_while_training_are_taken_from_the_images_with_a_label(monkeypatch):
+    """A few hundred of a million may have one."""
+
+    class Listed:
+        labels, classes, left_out, decoding = np.full(10_000, UNLABELLED), ["a", "b"], [], None
+
+        def __len__(self):
+            return len(self.labels)
+
+    Listed.labels[3::500] = np.arange(20) % 2
+    monkeypatch.setattr(online, "validation_images", lambda run: "val")
+    knn, data = SimpleNamespace(knn_train_images=10), SimpleNamespace(dataset="list")
+    run = SimpleNamespace(settings=SimpleNamespace(knn=knn, data=data), source=Listed(), train_path="train.csv")
+    train, val = online.labelled_images(run)
+    assert (len(train), val) == (10, "val")
+    assert UNLABELLED not in train.labels
 
 
 @pytest.mark.parametrize("out", ["plain.pth", "plain.safetensors"])

@@ -17,14 +17,18 @@ from unittest import mock
 import study
 from benchmarks import publish_study
 from src.errors import UserError
+from src.evaluation.features import Features
 from src.study import work
-from src.study.images import _held_out
+from src.study.images import _held_out, open_study_images
+from src.study.judge import _by_classes_that_occur, cost_of
 from src.study.label_free import most_trusted_score
 from src.study.recipes import TITLES
+from src.study.settings import StudyDataSettings
 from tests.helpers import ROOT, run
 
 import numpy as np
 import pytest
+import torch
 
 TINY = ["--epochs", "2", "--arch", "resnet18", "--width", "0.0625", "--size", "16", "--batch_size", "32",
         "--device", "cpu", "--workers", "0", "--scored_images", "60"]  # fmt: skip
@@ -124,6 +128,21 @@ def test_runs_of_another_recipe_are_not_mixed_with_new_ones(one, patches, tmp_pa
     with pytest.raises(UserError, match="another recipe"):
         studied(patches, folder, "--methods", "swav", "--first_seed", 4)
     assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 3, trains=None) == 0  # only the page is new
+    (folder / "runs" / "swav-3" / "judged.json").unlink()
+    (folder / "runs" / "swav-3" / "failed.json").write_text('{"code": 1, "reason": "the loss is nan"}')
+    with pytest.raises(UserError, match="another recipe"):
+        studied(patches, folder, "--methods", "swav", "moco", "--retry")
+    assert (folder / "runs" / "swav-3" / "failed.json").exists()
+
+
+def test_a_page_is_written_again_on_a_machine_of_another_precision(one, patches, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(one, folder)
+    path = folder / "identity.json"
+    path.write_text(path.read_text().replace('"fp32"', '"bf16"'))
+    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 3, trains=None) == 0
+    with pytest.raises(UserError, match="precision bf16 -> fp32"):
+        studied(patches, folder, "--methods", "swav", "moco", "--seeds", 4)
 
 
 @pytest.mark.slow
@@ -241,8 +260,33 @@ def test_what_is_published_is_enough_to_write_the_page_again(one, patches, tmp_p
     assert text.replace(str(tmp_path / "again" / "one"), str(one)) == (one / "study.md").read_text()
     publish_study.pack(tmp_path / "again" / "one", tmp_path / "runs.tar.xz")
     assert (tmp_path / "runs.tar.xz").read_bytes() == (tmp_path / "published" / publish_study.RUNS).read_bytes()
-    with pytest.raises(UserError, match="not the folder of a study that has ended"):
-        publish_study.publish(tmp_path / "again", tmp_path / "published")
+
+
+NOT_TO_PUBLISH = {
+    "another folder": (lambda folder: (folder / "study.png").unlink(), "not the folder of a study that has ended"),
+    "runs under way": (
+        lambda folder: (folder / "study.md").write_text("So far 3 of 9 runs are over."),
+        "has not ended",
+    ),
+    "no labels": (
+        lambda folder: (folder / "study.json").write_text('{"differences": {}}'),
+        "a study without labels has",
+    ),
+    "two seeds": (
+        lambda folder: (folder / "study.json").write_text((folder / "study.json").read_text().replace('"low"', '"no"')),
+        "moco has too few runs beside those of random weights: at least 3 seeds",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_TO_PUBLISH)
+def test_what_cannot_be_published_changes_nothing(case, one, tmp_path):
+    shutil.copytree(one, tmp_path / "one")
+    spoil, said = NOT_TO_PUBLISH[case]
+    spoil(tmp_path / "one")
+    with pytest.raises(UserError, match=said):
+        publish_study.publish(tmp_path / "one", tmp_path / "published")
+    assert not (tmp_path / "published").exists()
 
 
 def test_a_dead_terminal_ends_nothing(monkeypatch):
@@ -278,6 +322,48 @@ def test_images_are_held_out_class_by_class(tmp_path):
     Listed.labels = np.arange(40) // 4  # of which none can be spared
     with pytest.raises(UserError, match="no class has 5 images, of which one could be held out to judge by: take more"):
         _held_out(Listed(), "take more")
+
+
+@pytest.mark.parametrize("path", ["train.csv", ""])
+def test_labels_that_are_numbers_may_leave_many_out_and_a_val_beside_is_used(patches, tmp_path, path):
+    for part in ("train", "test"):
+        classes = sorted(entry.name for entry in (patches / part).iterdir())
+        rows = [
+            f"{image},{1000 * (1 + classes.index(image.parent.name))}" for image in (patches / part).glob("*/*.png")
+        ]
+        name = {"train": "train.csv", "test": "val.csv"}[part]
+        (tmp_path / name).write_text("\n".join(["path,label", *rows]) + "\n")
+    data = StudyDataSettings(data_path=str(tmp_path / path), dataset="list" if path else "folder")
+    images = open_study_images(data, 3, tmp_path / "out", 1000, 60)
+    assert images.words == ("96 training images of 4 classes (1000, 2000, 3000, ...); 32 test images of their own")
+    assert images.watched == ""
+    rows = torch.arange(4.0).repeat(3)[:, None]
+    found = [Features(rows, 1000 * rows[:, 0].long(), rows[:, 0].long(), []) for _ in range(2)]
+    train, test, count = _by_classes_that_occur(*found)
+    assert (train.labels.tolist(), test.labels.tolist(), count) == ([0, 1, 2, 3] * 3, [0, 1, 2, 3] * 3, 4)
+
+
+def test_a_list_among_the_training_images_is_refused(patches, tmp_path):
+    shutil.copytree(patches, tmp_path / "data")
+    (tmp_path / "data" / "train" / "train.csv").write_text("path,label\n")
+    with pytest.raises(UserError, match=r"train holds train.csv, which the training scripts take for the training im"):
+        studied(tmp_path / "data", tmp_path / "out", "--methods", "swav")
+
+
+def test_costs_are_those_of_steps_whose_batches_were_not_ready(tmp_path):
+    """Ten workers bring ten batches at once every two seconds, and twenty are ready at the start."""
+    (tmp_path / "settings.json").write_text(
+        json.dumps({"derived": {"batch_size": 64}, "world_size": 2, "arguments": {"workers": 10}})
+    )
+    seconds = {3: 40.0, **{step: 0.2 + 1.5 * (step in (23, 31, 43)) for step in range(7, 48, 4)}}
+    lines = [{"kind": "train", "step": step, "images_per_second": 4 * 128 / time, "peak_memory_gb": 1.5}
+             for step, time in seconds.items()]  # fmt: skip
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    cost = cost_of(tmp_path)
+    late = [step for step in seconds if step >= 23]
+    assert cost["images_per_second"] == pytest.approx(len(late) * 4 * 128 / sum(seconds[step] for step in late))
+    assert cost["minutes"] == pytest.approx(48 * 128 / cost["images_per_second"] / 60)
+    assert cost["memory_gb"] == 1.5
 
 
 BAD = {

@@ -31,7 +31,7 @@ def test_what_is_needed_comes_first_and_failures_are_told(tmp_path):
     work.work([third, second, bad, first], tmp_path / "claims", judged, said.append)
     assert log.read_text() == "first second "
     assert bad.reason() == "it is so"
-    assert third.reason() == "bad failed, which it needs"
+    assert third.reason() == "bad failed, which it needs: it is so"
     assert "4 of 4 runs are over" in said[-1]
 
 
