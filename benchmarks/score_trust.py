@@ -24,7 +24,7 @@ from src.evaluation.scores import SCORES
 from src.settings import setting
 from src.study.label_free import regret_by_lot
 
-PUBLISHED = ("the photographs of data/=docs/studies/photographs",)
+PUBLISHED = ("the photographs of data/=docs/studies/photographs", "CIFAR-10=docs/studies/cifar10")
 TOLD = ROOT / "src" / "evaluation" / "score_trust.py"
 
 
