@@ -43,6 +43,7 @@ PAGE = ("study.md", "study.png", "study.json")
 RUNS = "runs.tar.xz"
 RESULTS, FRONT = ROOT / "docs" / "results.md", ROOT / "README.md"
 ON_THE_FRONT = "photographs"  # whose numbers README.md shows
+OF_SCORES = {"the photographs of data/": "photographs", "CIFAR-10": "cifar10"}  # these tell of scores
 FRONT_TITLES = {"CW-RGP": "cwrgp4"}  # rows that are called by less than a method's title
 # named in that row, without numbers
 BESIDE = ("wmse", "simclr", "byol", "simsiam", "barlowtwins", "vicreg", "zero_icl")
@@ -189,7 +190,7 @@ def pages() -> dict[Path, str]:
     results = RESULTS.read_text()
     for name, study in studies.items():
         results = between(results, f"study {name}", methods_table(study))
-    results = between(results, "scores", scores_table(studies))
+    results = between(results, "scores", scores_table({name: studies[name] for name in OF_SCORES.values()}))
     return {RESULTS: results, FRONT: with_front_column(FRONT.read_text(), studies[ON_THE_FRONT])}
 
 

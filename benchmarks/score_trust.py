@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.publish_study import methods_of
+from benchmarks.publish_study import OF_SCORES, STUDIES, methods_of
 from src import cli
 from src.checkpoints.files import read_json
 from src.errors import UserError
@@ -24,7 +24,7 @@ from src.evaluation.scores import SCORES
 from src.settings import setting
 from src.study.label_free import regret_by_lot
 
-PUBLISHED = ("the photographs of data/=docs/studies/photographs", "CIFAR-10=docs/studies/cifar10")
+PUBLISHED = tuple(f"{data}={STUDIES / name}" for data, name in OF_SCORES.items())
 TOLD = ROOT / "src" / "evaluation" / "score_trust.py"
 
 

@@ -75,7 +75,7 @@ def test_tables_of_studies_say_what_the_studies_found():
 
 def test_the_trust_in_scores_is_that_of_the_published_studies():
     measured = dict(words.split("=") for words in score_trust.PUBLISHED)
-    assert {name: score_trust.trust_of(str(ROOT / folder)) for name, folder in measured.items()} == {
+    assert {name: score_trust.trust_of(folder) for name, folder in measured.items()} == {
         name: (trusts, BY_LOT[name]) for name, trusts in MEASURED.items()
     }, "python benchmarks/score_trust.py --write writes it"
     title = next(score.title for score in SCORES if score.name == most_trusted())
