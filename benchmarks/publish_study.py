@@ -84,7 +84,8 @@ def pack(study: Path, into: Path) -> None:
             archive.addfile(member, io.BytesIO(content))
 
 
-def publish(study: Path, into: Path) -> None:
+def content_of(study: Path) -> Study:
+    """Its study.json. Raises UserError for a study that cannot be published."""
     missing = [name for name in PAGE if not (study / name).exists()]
     if missing:
         raise UserError(f"{study}: there is no {missing[0]}: not the folder of a study that has ended")
@@ -97,6 +98,10 @@ def publish(study: Path, into: Path) -> None:
     untold = sorted(name for name in others if pairs.get(f"{RANDOM} - {name}", {}).get("low") is None)
     if untold:
         raise UserError(f"{study}: {untold[0]} has too few runs beside those of random weights: at least {SEEDS} seeds")
+    return content
+
+
+def publish(study: Path, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     for name in PAGE:
         shutil.copy(study / name, into / name)
@@ -140,6 +145,8 @@ def scores_table(studies: Mapping[str, Study]) -> list[str]:
         cells = [f"{score.title} ({score.better} is better)"]
         for study in studies.values():
             one = study["scores"][score.name]
+            if None in (*one["across"], *one["within"], one["regret"]):
+                raise UserError(f"{score.title}: a study tells nothing of it: too few methods, or too few checkpoints")
             chosen = study["methods"][one["chosen"]]["title"]
             cells += [in_words(one["across"]), in_words(one["within"]), f"{one['regret']:.1f} ({chosen})"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -166,6 +173,10 @@ def with_front_column(text: str, study: Study) -> str:
     """README.md with the last column of its methods, and the sentence below them."""
     methods, names = methods_of(study), {title: name for name, title in TITLES.items()} | FRONT_TITLES
 
+    missing = [title for title in [*TITLES, RANDOM] if title not in methods]
+    if missing:
+        raise UserError(f"README.md shows all methods, and the study has no {missing[0]}")
+
     def knn(name: str) -> str:
         one = interval(methods[name].values("knn"))
         return f"{one.mean:.1f} ± {one.mean - one.low:.1f}"
@@ -184,23 +195,27 @@ def with_front_column(text: str, study: Study) -> str:
     return re.sub(r"^(?P<row>\| \[(?P<title>[^\]]+)\]\(.*)\| [\d.]+ ± [\d.]+( \*)? \|$", row, text, flags=re.MULTILINE)
 
 
-def pages() -> dict[Path, str]:
-    """What the pages should say."""
-    studies = published()
+def pages(studies: Mapping[str, Study]) -> dict[Path, str]:
+    """What the pages should say of these."""
+    front = with_front_column(FRONT.read_text(), studies[ON_THE_FRONT])
     results = RESULTS.read_text()
     for name, study in studies.items():
         results = between(results, f"study {name}", methods_table(study))
     results = between(results, "scores", scores_table({name: studies[name] for name in OF_SCORES.values()}))
-    return {RESULTS: results, FRONT: with_front_column(FRONT.read_text(), studies[ON_THE_FRONT])}
+    return {RESULTS: results, FRONT: front}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     own = SCRIPT.parse(argv).settings
     if bool(own.study) != bool(own.name):
         raise UserError("give the folder of a study and its name in docs/studies, or neither")
+    studies = published()
+    if own.study:
+        studies[own.name] = content_of(Path(own.study))
+    texts = pages(studies)  # what cannot be written is told before anything is
     if own.study:
         publish(Path(own.study), STUDIES / own.name)
-    for path, text in pages().items():
+    for path, text in texts.items():
         if text != path.read_text():
             path.write_text(text)
             print(f"{path.relative_to(ROOT)} is written")

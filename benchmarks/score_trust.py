@@ -24,7 +24,7 @@ from src.evaluation.scores import SCORES
 from src.settings import setting
 from src.study.label_free import regret_by_lot
 
-PUBLISHED = tuple(f"{data}={STUDIES / name}" for data, name in OF_SCORES.items())
+PUBLISHED = {data: str(STUDIES / name) for data, name in OF_SCORES.items()}
 TOLD = ROOT / "src" / "evaluation" / "score_trust.py"
 
 
@@ -61,10 +61,9 @@ def trust_of(folder: str) -> tuple[dict[str, Trust], float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     own = SCRIPT.parse(argv).settings
-    measured = {}
-    for words in own.studies or PUBLISHED:
-        name, _, folder = words.rpartition("=")
-        measured[name or folder] = trust_of(folder)
+    given = [words.rpartition("=") for words in own.studies]
+    folders = {name or folder: folder for name, _, folder in given} or PUBLISHED
+    measured = {name: trust_of(folder) for name, folder in folders.items()}
     lines = []
     for name, (trusts, by_lot) in measured.items():
         print(f"{name}: any method, taken by lot, loses {by_lot} %")

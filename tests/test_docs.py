@@ -69,13 +69,12 @@ def test_nothing_that_is_linked_is_left_out_of_the_repository():
 
 
 def test_tables_of_studies_say_what_the_studies_found():
-    for path, text in publish_study.pages().items():
+    for path, text in publish_study.pages(publish_study.published()).items():
         assert path.read_text() == text, "python benchmarks/publish_study.py writes it"
 
 
 def test_the_trust_in_scores_is_that_of_the_published_studies():
-    measured = dict(words.split("=") for words in score_trust.PUBLISHED)
-    assert {name: score_trust.trust_of(folder) for name, folder in measured.items()} == {
+    assert {name: score_trust.trust_of(folder) for name, folder in score_trust.PUBLISHED.items()} == {
         name: (trusts, BY_LOT[name]) for name, trusts in MEASURED.items()
     }, "python benchmarks/score_trust.py --write writes it"
     title = next(score.title for score in SCORES if score.name == most_trusted())

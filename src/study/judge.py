@@ -107,28 +107,43 @@ def _nmi(test: Features, classes: int) -> float:
 
 
 def cost_of(folder: Path) -> dict[str, float | None]:
-    """Minutes of training steps, images a second, and peak memory in GB.
+    """Minutes of training steps, images a second (median of the log, which starts after a kill do not change), and peak
+    memory in GB."""
+    records, batch, _ = _log_of(folder)
+    rates = [record["images_per_second"] for record in records if record.get("images_per_second")]
+    rates = rates[1:] or rates  # the first one holds the start
+    memory = [record["peak_memory_gb"] for record in records if record.get("peak_memory_gb")]
+    rate = float(np.median(rates)) if rates else None
+    steps = records[-1]["step"] + 1 if records else 0
+    minutes = steps * batch / rate / 60 if rate else None
+    return {"minutes": minutes, "images_per_second": rate, "memory_gb": max(memory, default=None)}
 
-    The first entry of the log holds the start, and in the first steps batches are ready that the loader's workers made
-    beforehand: they do not count where there are later ones.
+
+def pace_of(folder: Path) -> float | None:
+    """Images a second of a run of a few steps, by all its time. A median would see only the batches that loader
+    processes bring many at a time, and not the waiting between.
+
+    The first entry of the log holds the start, and the batches of the first ``ready_steps`` were made beforehand: they do
+    not count where there are later ones.
     """
-    records = read_log(folder / "log.jsonl", "train")
-    settings = read_json(folder / "settings.json")
-    batch = settings["derived"]["batch_size"] * settings["world_size"]
+    records, batch, workers = _log_of(folder)
     timed, before = [], 0  # (first step, images, seconds)
     for record in records:
         images = (record["step"] + 1 - before) * batch
         if record.get("images_per_second"):
             timed.append((before, images, images / record["images_per_second"]))
         before = record["step"] + 1
-    later = [entry for entry in timed[1:] if entry[0] >= ready_steps(settings["arguments"]["workers"])]
-    counted = later or timed[1:] or timed
-    rate = sum(entry[1] for entry in counted) / sum(entry[2] for entry in counted) if counted else None
-    memory = [record["peak_memory_gb"] for record in records if record.get("peak_memory_gb")]
-    minutes = before * batch / rate / 60 if rate else None
-    return {"minutes": minutes, "images_per_second": rate, "memory_gb": max(memory, default=None)}
+    counted = [entry for entry in timed[1:] if entry[0] >= ready_steps(workers)] or timed[1:] or timed
+    return sum(entry[1] for entry in counted) / sum(entry[2] for entry in counted) if counted else None
 
 
 def ready_steps(workers: int) -> int:
     """How many batches loader processes have under way: torch's two of each."""
     return 2 * workers
+
+
+def _log_of(folder: Path) -> tuple[list[dict[str, Any]], int, int]:
+    """A run's records of training steps, images of a step, and loader processes."""
+    settings = read_json(folder / "settings.json")
+    batch = settings["derived"]["batch_size"] * settings["world_size"]
+    return read_log(folder / "log.jsonl", "train"), batch, settings["arguments"]["workers"]

@@ -4,7 +4,7 @@
   of the same size. With the same seed the images come in the same order, and crops have the same boxes and flips.
   W2SSL's montages of four patches have that size, and its patches have no largest share. As published, INTL, TWIST,
   DINO and W2SSL change saturation half as much, and INTL, TWIST and DINO resize bicubically. Nothing is solarised.
-* Learning rates are those that five tries or six on the quickstart's photographs speak for at 128 images a step
+* Learning rates are those that five to eight tries on the quickstart's photographs speak for at 128 images a step
   (docs/results.md), times batch / 128; Adam's times its square root. ``rate`` multiplies them.
 * A tenth of the epochs is warm-up (at least one where there are two or more), then a cosine, where a method has these.
 * Hidden layers have twice the backbone's features; embeddings half of them, or (joint-embedding methods) twice. INTL's

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..models.backbones import feature_width, is_ours
 from ..models.pretrained import Pretrained, load_backbone, random_backbone
 from .images import StudyImages, open_study_images
-from .judge import JUDGED, NEIGHBOURS, Judge, cost_of, ready_steps
+from .judge import JUDGED, NEIGHBOURS, Judge, pace_of, ready_steps
 from .plan import RANDOM, Task, read_object
 from .rates import best_rate
 from .recipes import DISTILLED, RECIPES, TEACHER, Scale, require_batches, words_of
@@ -58,7 +58,7 @@ class Plan:
         """Judges a run, and says what it reached."""
         task.folder.mkdir(parents=True, exist_ok=True)
         if task.place == TIMING:
-            write_json(task.folder / JUDGED, {"cost": cost_of(task.folder), "scores": {}})
+            write_json(task.folder / JUDGED, {"cost": {"images_per_second": pace_of(task.folder)}, "scores": {}})
             minutes = self.minutes_of_an_epoch(task.method)
             return f"an epoch takes {minutes:.2g} minutes, so runs have {self.epochs_of(task.method)}"
         if task.command is None:
