@@ -123,8 +123,8 @@ def pace_of(folder: Path) -> float | None:
     """Images a second of a run of a few steps, by all its time. A median would see only the batches that loader
     processes bring many at a time, and not the waiting between.
 
-    The first entry of the log holds the start, and the batches of the first ``ready_steps`` were made beforehand: they do
-    not count where there are later ones.
+    The first entry of the log holds the start, and the batches of the first ``ready_steps`` were made beforehand: they
+    do not count where there are later ones.
     """
     records, batch, workers = _log_of(folder)
     timed, before = [], 0  # (first step, images, seconds)
