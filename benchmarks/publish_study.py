@@ -67,6 +67,8 @@ def files_of(study: Path) -> Iterator[tuple[str, bytes]]:
     wanted = (f"identity.json recipes/*.json rates/*.json */*/{JUDGED} */*/{FAILED} runs/*/{RIGHT} runs/*/log.jsonl "
               "runs/*/settings.json")  # fmt: skip
     for path in sorted(path for pattern in wanted.split() for path in study.glob(pattern)):
+        if path.parent.parent.name == "runs" and not any((path.parent / name).exists() for name in (JUDGED, FAILED)):
+            continue  # a run under way
         content = path.read_bytes()
         if path.name == "log.jsonl":
             content = "".join(f"{json.dumps(record)}\n" for record in read_log(path, "evaluation")).encode()
