@@ -28,7 +28,7 @@ from src.checkpoints.files import read_json
 from src.engine.monitor import read_log
 from src.errors import UserError
 from src.evaluation.score_trust import in_words
-from src.evaluation.scores import SCORES
+from src.evaluation.scores import SCORES, Score
 from src.settings import setting
 from src.study.judge import JUDGED, RIGHT
 from src.study.label_free import regret_by_lot
@@ -139,16 +139,24 @@ def methods_table(study: Study) -> list[str]:
     return lines
 
 
+def told_of(score: Score, study: Study, name: str) -> dict[str, Any]:
+    """What a study says of a score. Raises UserError where it says too little."""
+    one: dict[str, Any] = study["scores"][score.name]
+    if None in (*one["across"], *one["within"], one["regret"]):
+        raise UserError(
+            f"{name}: too few runs, or too few checkpoints with an accuracy, to tell anything of {score.title}"
+        )
+    return one
+
+
 def scores_table(studies: Mapping[str, Study]) -> list[str]:
     """How far each score agrees with 10-NN, study by study."""
     heads = [f"{name}: {what}" for name in studies for what in ("across methods", "within a method", "regret, %")]
     lines = ["| score | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
     for score in SCORES:
         cells = [f"{score.title} ({score.better} is better)"]
-        for study in studies.values():
-            one = study["scores"][score.name]
-            if None in (*one["across"], *one["within"], one["regret"]):
-                raise UserError(f"{score.title}: a study tells nothing of it: too few methods, or too few checkpoints")
+        for name, study in studies.items():
+            one = told_of(score, study, name)
             chosen = study["methods"][one["chosen"]]["title"]
             cells += [in_words(one["across"]), in_words(one["within"]), f"{one['regret']:.1f} ({chosen})"]
         lines.append("| " + " | ".join(cells) + " |")

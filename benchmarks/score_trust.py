@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.publish_study import OF_SCORES, STUDIES, methods_of
+from benchmarks.publish_study import OF_SCORES, STUDIES, methods_of, told_of
 from src import cli
 from src.checkpoints.files import read_json
 from src.errors import UserError
@@ -49,11 +49,7 @@ def trust_of(folder: str) -> tuple[dict[str, Trust], float]:
         raise UserError(f"{folder}: a study without labels, of an older program, or one that has not ended")
     trust = {}
     for score in SCORES:
-        one = found[score.name]
-        if None in (*one["across"], *one["within"], one["regret"]):
-            raise UserError(
-                f"{folder}: too few runs, or too few checkpoints with an accuracy, to tell anything of {score.title}"
-            )
+        one = told_of(score, content, folder)
         across, within = (tuple(round(value, 2) for value in one[name]) for name in ("across", "within"))
         trust[score.name] = Trust(across, within, round(one["regret"], 1))
     return trust, round(regret_by_lot(methods_of(content)), 1)

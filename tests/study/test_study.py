@@ -8,50 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from unittest import mock
 
 import study
-from benchmarks import publish_study
 from src.errors import UserError
-from src.evaluation.features import Features
-from src.study import work
-from src.study.images import _held_out, open_study_images
-from src.study.judge import _by_classes_that_occur, cost_of, pace_of
 from src.study.label_free import most_trusted_score
 from src.study.recipes import TITLES
-from src.study.settings import StudyDataSettings
 from tests.helpers import ROOT, run
+from tests.study.tiny import TINY, studied
 
 import numpy as np
 import pytest
-import torch
-
-TINY = ["--epochs", "2", "--arch", "resnet18", "--width", "0.0625", "--size", "16", "--batch_size", "32",
-        "--device", "cpu", "--workers", "0", "--scored_images", "60"]  # fmt: skip
-
-
-def in_a_fork(command: Sequence[str], folder: Path) -> tuple[int, str]:
-    """Stands for ``work._run``, whose new Pythons would take most of the time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = run(*command[1:])
-    return done.returncode, done.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
-
-
-def studied(data: Path, folder: Path, *words: object, trains: object = in_a_fork, tiny: Sequence[str] = TINY) -> int:
-    with mock.patch.object(work, "_run", trains):
-        return study.main([str(data), "--dump_path", str(folder), *tiny, *map(str, words)])
-
-
-@pytest.fixture(scope="module")
-def one(patches, tmp_path_factory) -> Path:
-    """A study of two methods with three seeds."""
-    folder = tmp_path_factory.mktemp("study") / "one"
-    assert studied(patches, folder, "--methods", "swav", "moco", "--seeds", 3) == 0
-    return folder
 
 
 def test_the_page_says_what_the_runs_reached(one, patches):
@@ -247,51 +214,6 @@ def test_a_failed_and_a_collapsed_run_are_told(one, patches, tmp_path):
     assert "failed" not in (folder / "study.md").read_text()
 
 
-def test_what_is_published_is_enough_to_write_the_page_again(one, patches, tmp_path):
-    publish_study.publish(one, tmp_path / "published")
-    assert {path.name for path in (tmp_path / "published").iterdir()} == {*publish_study.PAGE, publish_study.RUNS}
-    with tarfile.open(tmp_path / "published" / publish_study.RUNS) as archive:
-        archive.extractall(tmp_path / "again" / "one", filter="data")
-    content = b"".join(path.read_bytes() for path in (tmp_path / "again").rglob("*.json*"))
-    assert str(one).encode() not in content
-    words = ["--methods", "swav", "moco", "--seeds", 3]
-    assert studied(patches, tmp_path / "again" / "one", *words, trains=None) == 0  # nothing is trained
-    text = (tmp_path / "again" / "one" / "study.md").read_text()
-    assert text.replace(str(tmp_path / "again" / "one"), str(one)) == (one / "study.md").read_text()
-    publish_study.pack(tmp_path / "again" / "one", tmp_path / "runs.tar.xz")
-    assert (tmp_path / "runs.tar.xz").read_bytes() == (tmp_path / "published" / publish_study.RUNS).read_bytes()
-
-
-NOT_TO_PUBLISH = {
-    "another folder": (lambda folder: (folder / "study.png").unlink(), "not the folder of a study that has ended"),
-    "runs under way": (
-        lambda folder: (folder / "study.md").write_text("So far 3 of 9 runs are over."),
-        "has not ended",
-    ),
-    "no labels": (
-        lambda folder: (folder / "study.json").write_text('{"differences": {}}'),
-        "a study without labels has",
-    ),
-    "two seeds": (
-        lambda folder: (folder / "study.json").write_text((folder / "study.json").read_text().replace('"low"', '"no"')),
-        "moco has too few runs beside those of random weights: at least 3 seeds",
-    ),
-    "other methods": (lambda folder: None, "README.md shows all methods, and the study has no deepcluster-v2"),
-    "no place for its table": (lambda folder: None, "study mine: stands 0 times on the page"),
-    "too few checkpoints": (lambda folder: None, "RankMe: a study tells nothing of it: too few methods"),
-}
-
-
-@pytest.mark.parametrize("case", NOT_TO_PUBLISH)
-def test_what_cannot_be_published_changes_nothing(case, one, tmp_path):
-    shutil.copytree(one, tmp_path / "one")
-    spoil, said = NOT_TO_PUBLISH[case]
-    spoil(tmp_path / "one")
-    names = {"other methods": "photographs", "no place for its table": "mine"}
-    with mock.patch.object(publish_study, "publish", None), pytest.raises(UserError, match=said):
-        publish_study.main([str(tmp_path / "one"), names.get(case, "cifar10")])
-
-
 def test_a_dead_terminal_ends_nothing(monkeypatch):
     read, write = os.pipe()
     os.close(read)
@@ -307,67 +229,6 @@ def test_torchrun_is_refused(patches, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"study.py is not started by torchrun"):
         studied(patches, tmp_path / "out", "--methods", "swav")
-
-
-def test_images_are_held_out_class_by_class(tmp_path):
-    """Also where classes take turns."""
-
-    class Listed:
-        labels, classes, decoding, left_out = np.arange(40) % 4, list("abcd"), None, []
-
-        def __len__(self):
-            return 40
-
-    learnt, test = _held_out(Listed(), "take more")
-    assert np.bincount(test.labels).tolist() == [2] * 4
-    assert np.bincount(learnt.labels).tolist() == [8] * 4
-    assert sorted([*learnt._indices, *test._indices]) == list(range(40))
-    Listed.labels = np.arange(40) // 4  # of which none can be spared
-    with pytest.raises(UserError, match="no class has 5 images, of which one could be held out to judge by: take more"):
-        _held_out(Listed(), "take more")
-
-
-@pytest.mark.parametrize("path", ["train.csv", ""])
-def test_labels_that_are_numbers_may_leave_many_out_and_a_val_beside_is_used(patches, tmp_path, path):
-    for part in ("train", "test"):
-        classes = sorted(entry.name for entry in (patches / part).iterdir())
-        rows = [
-            f"{image},{1000 * (1 + classes.index(image.parent.name))}" for image in (patches / part).glob("*/*.png")
-        ]
-        name = {"train": "train.csv", "test": "val.csv"}[part]
-        (tmp_path / name).write_text("\n".join(["path,label", *rows]) + "\n")
-    data = StudyDataSettings(data_path=str(tmp_path / path), dataset="list" if path else "folder")
-    images = open_study_images(data, 3, tmp_path / "out", 1000, 60)
-    assert images.words == ("96 training images of 4 classes (1000, 2000, 3000, ...); 32 test images of their own")
-    assert images.watched == ""
-    rows = torch.arange(4.0).repeat(3)[:, None]
-    found = [Features(rows, 1000 * rows[:, 0].long(), rows[:, 0].long(), []) for _ in range(2)]
-    train, test, count = _by_classes_that_occur(*found)
-    assert (train.labels.tolist(), test.labels.tolist(), count) == ([0, 1, 2, 3] * 3, [0, 1, 2, 3] * 3, 4)
-
-
-def test_a_list_among_the_training_images_is_refused(patches, tmp_path):
-    shutil.copytree(patches, tmp_path / "data")
-    (tmp_path / "data" / "train" / "train.csv").write_text("path,label\n")
-    with pytest.raises(UserError, match=r"train holds train.csv, which the training scripts take for the training im"):
-        studied(tmp_path / "data", tmp_path / "out", "--methods", "swav")
-
-
-def test_the_pace_is_that_of_steps_whose_batches_were_not_ready(tmp_path):
-    """Ten workers bring ten batches at once every two seconds, and twenty are ready at the start."""
-    (tmp_path / "settings.json").write_text(
-        json.dumps({"derived": {"batch_size": 64}, "world_size": 2, "arguments": {"workers": 10}})
-    )
-    seconds = {3: 40.0, **{step: 0.2 + 1.5 * (step in (23, 31, 43)) for step in range(7, 48, 4)}}
-    lines = [{"kind": "train", "step": step, "images_per_second": 4 * 128 / time, "peak_memory_gb": 1.5}
-             for step, time in seconds.items()]  # fmt: skip
-    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    late = [step for step in seconds if step >= 23]
-    assert pace_of(tmp_path) == pytest.approx(len(late) * 4 * 128 / sum(seconds[step] for step in late))
-    cost = cost_of(tmp_path)  # of a long run, in whose log starts after kills may stand
-    assert cost["images_per_second"] == pytest.approx(4 * 128 / 0.2)
-    assert cost["minutes"] == pytest.approx(48 * 128 / cost["images_per_second"] / 60)
-    assert cost["memory_gb"] == 1.5
 
 
 BAD = {
