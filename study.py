@@ -130,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not own.helper:
         call.tell_unread()
         say(plan.images.words)
-        say(f"{len(plan.tasks)} runs: {', '.join(methods)}; seeds {own.first_seed} to {own.first_seed + own.seeds - 1}")
+        seeds = f"seeds {own.first_seed} to {own.first_seed + own.seeds - 1}"
+        say(f"{len(plan.trainings)} runs: {', '.join(methods)}; {seeds}")
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--retry"]
     with orderly_end(), start_more(own.at_once, words, torch.cuda.device_count()):
         work(
@@ -165,7 +166,7 @@ def tell(plan: Plan) -> None:
             except UserError as error:
                 print(f"{task.name}: fails ({error})")
     again = plan.settings.study.retry
-    come = [task for task in plan.tasks if task.command and (not task.is_over or (again and task.has_failed))]
+    come = [task for task in plan.trainings if not task.is_over or (again and task.has_failed)]
     print(f"{len(come)} trainings to come")
 
 

@@ -116,7 +116,7 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
     length = f"as many epochs as fit into {own.minutes:g} minutes" if own.minutes else f"{own.epochs} epochs"
     runs = max(len(one.judged) + len(one.failed) for one in methods.values())
     seeds = f"{runs} seeds" if runs > 1 else "one seed"
-    over = sum(task.is_over for task in plan.tasks)
+    over, of = sum(task.is_over for task in plan.trainings), len(plan.trainings)
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if name in ("torch", "torchvision"))
     return [
         f"# Study: {plan.folder.name}",
@@ -124,7 +124,7 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
         f"{plan.images.words}. {network.spec.name}, {views.size} pixels, {length}, {own.batch_size} images a step, "
         f"{seeds}. Means and 95 % intervals over seeds.",
         "",
-        *([f"So far {over} of {len(plan.tasks)} runs are over.", ""] if over < len(plan.tasks) else []),
+        *([f"So far {over} of {of} runs are over.", ""] if over < of else []),
         "```bash",
         command,
         "```",

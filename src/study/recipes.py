@@ -11,7 +11,8 @@
   are at least twice the batch, since it whitens the batch over them, and each group of CW-RGP's at least twice what is
   whitened together; W-MSE's are half of what it whitens together.
 * Momentum copies have their paper's momentum, or in short runs 1 - 5 / steps, so that they keep up.
-* Clusters and prototypes: one for 42 images, at least 10 and at most 3000.
+* Clusters and prototypes: one for 42 images, at least 10 and at most 3000. SwAV, SeLa-v2 and TWIST share each batch
+  among theirs, so they have at most one for each image of a batch. (With more, SwAV's paper keeps a queue.)
 * Queues hold the images of as many whole batches as there are in the data, up to 65,536.
 """
 
@@ -64,6 +65,11 @@ class Scale:
         return self.clusters or min(3000, max(10, round(self.images / 42)))
 
     @property
+    def shared_clusters(self) -> int:
+        """Where the images of a batch are shared among them."""
+        return self.clusters or min(self.batch, self.num_clusters)
+
+    @property
     def queue(self) -> int:
         return min(65536 // self.batch, self.steps_per_epoch) * self.batch
 
@@ -88,7 +94,8 @@ Words = Sequence[object]
 def _multi_crop(s: Scale, method: str, heads: int, lr: float) -> Words:
     views = ["--nmb_crops", 2, "--size_crops", s.size, "--min_scale_crops", s.area[0], "--max_scale_crops", s.area[1]]
     colours = ["--jitter_strength", s.jitter / 2, "--grayscale", s.grayscale, "--blur", s.blur]
-    head: list[object] = ["--nmb_prototypes", *[s.num_clusters] * heads, "--hidden_mlp", 2 * s.width]
+    clusters = s.num_clusters if method == "deepcluster-v2" else s.shared_clusters
+    head: list[object] = ["--nmb_prototypes", *[clusters] * heads, "--hidden_mlp", 2 * s.width]
     head += ["--feat_dim", max(8, s.width // 2)]
     course = ["--batch_size", s.batch, "--base_lr", s.lr(lr), "--warmup_epochs", s.warmup]
     if method != "deepcluster-v2":  # whose prototypes are never trained
@@ -99,7 +106,7 @@ def _multi_crop(s: Scale, method: str, heads: int, lr: float) -> Words:
 def _twist(s: Scale) -> Words:
     views = ["--local_crops_number", 0, "--size_crops", s.size, s.size, "--min1", s.area[0], "--max1", s.area[1]]
     colours = ["--jitter_strength", s.jitter, "--grayscale", s.grayscale, "--blur", s.blur, "--solarize", 0]
-    head = ["--hid_dim", 2 * s.width, "--dim", s.num_clusters]
+    head = ["--hid_dim", 2 * s.width, "--dim", s.shared_clusters]
     course = ["--batch_size", s.batch, "--bunch_size", s.batch, "--lr", s.lr_for_256(3.85), "--warmup_epochs", s.warmup]
     return ["main_twist.py", *views, *colours, *head, *course, "--mme_epochs", s.epochs, "--sl_warmup_epochs", 0]
 

@@ -75,7 +75,10 @@ class Views:
     grayscale: float = setting(0.2, "probability of grayscale", at_least=0, at_most=1)
     blur: float = setting(0.0, "probability of a blur; default: 0.5 above --size 64, else 0", at_least=0, at_most=1)
     clusters: int = setting(
-        0, "number of clusters or prototypes; 0: one for 42 images, 10 to 3000", at_least=0, at_most=1e6
+        0,
+        "number of clusters or prototypes; 0: one for 42 images, 10 to 3000 (SwAV, SeLa-v2, TWIST: at most the batch)",
+        at_least=0,
+        at_most=1e6,
     )
 
     @property

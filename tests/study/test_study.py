@@ -72,9 +72,11 @@ def test_a_page_while_runs_are_under_way(one, patches, tmp_path, monkeypatch, ca
     shutil.copytree(one, folder)
     monkeypatch.setattr(study, "work", lambda *words, look, **more: look())
     assert studied(patches, folder, "--methods", "swav", "moco", "simclr", "--seeds", 4) == 0
-    assert "other processes are at the last runs, and write the page" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "12 runs: swav, moco, simclr; seeds 1 to 4" in said
+    assert "other processes are at the last runs, and write the page" in said
     text = (folder / "study.md").read_text()
-    assert "So far 9 of 16 runs are over." in text
+    assert "So far 6 of 12 runs are over." in text
     assert re.search(r"^\| SimCLR \| - .*\| 0 \|$", text, re.MULTILINE)
 
 

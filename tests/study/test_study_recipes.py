@@ -42,3 +42,15 @@ def test_rules():
     assert Scale(10**6, 128, 100, 128, 32).momentum(0.999) == 0.999
     assert Scale(4261, 128, 12, 256, 32).lr(0.06) == 0.12
     assert Scale(4261, 128, 12, 512, 32, rate=3).lr(0.002, 0.5) == pytest.approx(0.012)
+
+
+def test_prototypes_are_no_more_than_the_images_that_are_shared_among_them():
+    def given(method, flag, **more):
+        words = words_of(method, Scale(10_000, 64, 3, 128, 24, **more))
+        return words[words.index(flag) + 1]
+
+    for method, flag in (("swav", "--nmb_prototypes"), ("sela-v2", "--nmb_prototypes"), ("twist", "--dim")):
+        assert given(method, flag) == "128"
+        assert given(method, flag, clusters=300) == "300"
+    assert given("deepcluster-v2", "--nmb_prototypes") == "238"  # whose clusters are those of all images
+    assert given("dino", "--out_dim") == "2380"
