@@ -142,7 +142,7 @@ def _commits(plan: Plan) -> str:
     found = Counter(str(read_object(path).get("commit") or "unknown") for path in told if path.exists())
     if len(found) < 2:
         return next(iter(found), commit() or "unknown")
-    return ", ".join(f"{name} ({count} runs)" for name, count in sorted(found.items()))
+    return ", ".join(f"{name} ({count} {'run' if count == 1 else 'runs'})" for name, count in sorted(found.items()))
 
 
 def _lengths(plan: Plan) -> list[str]:
