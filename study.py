@@ -25,7 +25,7 @@ from src.errors import UserError
 from src.models.backbones import require_size
 from src.parallel import launch
 from src.study.page import write_report
-from src.study.plan import array_job, read_object
+from src.study.plan import array_job, read_object, trainings_of
 from src.study.recipes import DISTILLED, RECIPES, TEACHER
 from src.study.runs import RUNS, Plan, plan_of, precision_of
 from src.study.settings import Settings, StudySettings
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         call.tell_unread()
         say(plan.images.words)
         seeds = f"seeds {own.first_seed} to {own.first_seed + own.seeds - 1}"
-        say(f"{len(plan.trainings)} runs: {', '.join(methods)}; {seeds}")
+        say(f"{len(trainings_of(plan.tasks))} runs: {', '.join(methods)}; {seeds}")
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--retry"]
     with orderly_end(), start_more(own.at_once, words, torch.cuda.device_count()):
         work(
@@ -166,7 +166,7 @@ def tell(plan: Plan) -> None:
             except UserError as error:
                 print(f"{task.name}: fails ({error})")
     again = plan.settings.study.retry
-    come = [task for task in plan.trainings if not task.is_over or (again and task.has_failed)]
+    come = [task for task in trainings_of(plan.tasks) if not task.is_over or (again and task.has_failed)]
     print(f"{len(come)} trainings to come")
 
 

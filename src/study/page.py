@@ -18,7 +18,7 @@ from .judge import RIGHT
 from .label_free import agreement, most_trusted_score, numbers, recommendation, scores_in_words
 from .method import Method
 from .picture import draw
-from .plan import RANDOM, Task, read_object
+from .plan import RANDOM, Task, read_object, trainings_of
 from .rates import compared
 from .recipes import DISTILLED, TITLES
 from .runs import RUNS, Plan
@@ -116,7 +116,8 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
     length = f"as many epochs as fit into {own.minutes:g} minutes" if own.minutes else f"{own.epochs} epochs"
     runs = max(len(one.judged) + len(one.failed) for one in methods.values())
     seeds = f"{runs} seeds" if runs > 1 else "one seed"
-    over, of = sum(task.is_over for task in plan.trainings), len(plan.trainings)
+    trainings, has_ended = trainings_of(plan.tasks), all(task.is_over for task in plan.tasks)
+    over = sum(task.is_over for task in trainings)
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if name in ("torch", "torchvision"))
     return [
         f"# Study: {plan.folder.name}",
@@ -124,7 +125,7 @@ def _head(plan: Plan, methods: Mapping[str, Method], command: str) -> list[str]:
         f"{plan.images.words}. {network.spec.name}, {views.size} pixels, {length}, {own.batch_size} images a step, "
         f"{seeds}. Means and 95 % intervals over seeds.",
         "",
-        *([f"So far {over} of {of} runs are over.", ""] if over < of else []),
+        *([] if has_ended else [f"So far {over} of {len(trainings)} runs are over.", ""]),
         "```bash",
         command,
         "```",

@@ -71,6 +71,11 @@ class Task:
         return str(read_object(self.folder / FAILED).get("reason", ""))
 
 
+def trainings_of(tasks: Sequence[Task]) -> list[Task]:
+    """All but random weights, which are only judged."""
+    return [task for task in tasks if task.command is not None]
+
+
 def array_job() -> str:
     """The same for all tasks of a Slurm array; "" outside of one."""
     return os.environ.get("SLURM_ARRAY_JOB_ID", "")

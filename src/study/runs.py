@@ -54,11 +54,6 @@ class Plan:
         by_seed = zip(*self.runs.values(), strict=True)
         return [*self.timings.values(), *tries, *(task for tasks in by_seed for task in tasks)]
 
-    @property
-    def trainings(self) -> list[Task]:
-        """The tasks but for random weights."""
-        return [task for task in self.tasks if task.command is not None]
-
     def judge(self, task: Task) -> str:
         """Judges a run, and says what it reached."""
         task.folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from ..checkpoints.files import require_writable
 from ..checkpoints.lock import RunLock
 from ..engine.monitor import duration
 from ..errors import UserError, first_line
-from .plan import Task
+from .plan import Task, trainings_of
 
 ATTEMPTS = 3  # of a run that is killed
 IN_USE = "is in use"  # what a training says of a folder where another one is at work
@@ -62,7 +62,7 @@ def work(
         leaves: do not wait for runs that others are at, when none is left to begin.
         look: called after runs, at most every LOOK seconds.
     """
-    trained = [task for task in tasks if task.command is not None]
+    trained = trainings_of(tasks)
     began, before = time.monotonic(), sum(task.is_over for task in trained)
     looked = began
     while not all(task.is_over for task in tasks):

@@ -80,6 +80,15 @@ def test_a_page_while_runs_are_under_way(one, patches, tmp_path, monkeypatch, ca
     assert re.search(r"^\| SimCLR \| - .*\| 0 \|$", text, re.MULTILINE)
 
 
+def test_a_study_has_not_ended_while_random_weights_are_to_be_judged(one, patches, tmp_path, monkeypatch):
+    folder = tmp_path / "one"
+    shutil.copytree(one, folder)
+    (folder / "runs" / "random-3" / "judged.json").unlink()
+    monkeypatch.setattr(study, "work", lambda *words, look, **more: look())
+    assert studied(patches, folder, "--methods", "swav", "moco") == 0
+    assert "So far 6 of 6 runs are over." in (folder / "study.md").read_text()
+
+
 def test_another_study_is_refused(one, patches):
     with pytest.raises(UserError, match=r"holds another study: size 16 -> 24; choose another --dump_path"):
         studied(patches, one, "--methods", "swav", "--size", 24)
